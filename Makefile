@@ -1,0 +1,56 @@
+# `make demo` and `make test` need only Python 3.11 or newer with pip, make and git: the first run
+# makes .venv and installs the versions that constraints.txt pins.
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := torch,jax,flax,optimal,bench,dev
+
+# The first interpreter that runs, is new enough and can make an environment with pip in it.
+# Another one: make PYTHON=/path/to/python demo
+PROBE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	"$$p" -c '$(PROBE)' 2>/dev/null && { echo "$$p"; break; }; done)
+
+# More options for pytest: make test PYTEST_ARGS="-k spec -x"
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1 \2/p' $(MAKEFILE_LIST) \
+	| while read -r make target text; do printf '  make %-6s %s\n' "$$target" "$$text"; done
+
+demo: $(STAMP) ## compile a layer, check it and time it, with commentary
+	@$(BIN)/python examples/demo.py
+
+test: $(STAMP) ## run every test and every docstring example
+	@$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+
+lint: $(STAMP) ## check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(STAMP) ## check types
+	@$(BIN)/mypy
+
+clean: ## remove the environment, builds and caches
+	@rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment whose pip does not answer is the rest of a broken-off run: it is made anew.
+$(STAMP): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  python="$(PYTHON)"; \
+	  if [ -z "$$python" ]; then \
+	    echo "make: no Python >= 3.11 with venv and pip found; name one: make PYTHON=/path/to/python" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Making $(VENV) with $$("$$python" --version)"; \
+	  "$$python" -m venv --clear $(VENV); \
+	fi
+	@echo "Installing symcompile with torch, jax and the tools of constraints.txt (minutes, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@

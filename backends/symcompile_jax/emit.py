@@ -1,0 +1,234 @@
+"""From a compiled layer to the source of `init` and `apply`.
+
+In: a `Compiled`. Out: a file that imports jax alone and defines two pure functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from symcompile.codegen import Compiled, Embedding, write_parts
+from symcompile.codegen.layout import wrapped
+from symcompile.codegen.template import block, header, scales_table, tensors_table
+
+__all__ = ["emit"]
+
+_TEMPLATE = '''\
+{header}
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+# The tensors read: (path, number of axes besides batch and channels).
+TENSORS = {tensors}
+
+# Shapes of the weights.
+WEIGHTS = {shapes}
+
+# Initial deviations, run-length coded: rows (length, factor, full), columns (length, base, full).
+SCALES = {scales}
+
+
+class ShapeError(ValueError):
+    """A tensor or a tree does not fit the spec."""
+
+
+def init(key, dtype=None):
+    """Draw the weights, a dict of arrays; the bias starts at zero."""
+    dtype = jnp.dtype({default_dtype} if dtype is None else dtype)
+    params = {{}}
+    for key, (name, shape) in zip(jax.random.split(key, len(WEIGHTS)), WEIGHTS.items(), strict=True):
+        if name in SCALES:
+            deviation = _deviation(*SCALES[name])
+            params[name] = (jax.random.normal(key, shape, dtype) * deviation).astype(dtype)
+        else:
+            params[name] = jnp.zeros(shape, dtype)
+    return params
+
+
+def apply(params, x):
+    """y = apply(params, x); x and y are trees, a leaf has shape (*batch, *axes, channels)."""
+    leaves = _read(x)
+    weights = _weights(params)
+    dtype = _common_dtype(leaves, weights)
+{read}
+{cast}
+{weights}
+
+{compute}
+    return {result}
+
+
+def _deviation(rows, cols):
+    """Standard deviation of each entry of a weight."""
+    lengths, factor, full = map(jnp.array, zip(*rows, strict=True))
+    factor, is_full = jnp.repeat(factor, lengths), jnp.repeat(full, lengths)
+    lengths, base, full = map(jnp.array, zip(*cols, strict=True))
+    base, full = jnp.repeat(base, lengths), jnp.repeat(full, lengths)
+    return jnp.where(is_full[:, None], full, factor[:, None] * base)
+
+
+def _flatten(tree, path=()):
+    """Every array of a tree of mappings and sequences, by path."""
+    if isinstance(tree, Mapping):
+        items = tree.items()
+    elif isinstance(tree, (list, tuple)):
+        items = enumerate(tree)
+    else:
+        return {{path: tree}}
+    found = {{}}
+    for key, child in items:
+        found.update(_flatten(child, (*path, key)))
+    return found
+
+
+def _place(path):
+    return "x" + "".join(f"[{{key!r}}]" for key in path)
+
+
+def _read(x):
+    """The arrays of a tree, in the order of TENSORS."""
+    found = _flatten(x)
+    for path, order in TENSORS:
+        if path not in found:
+            raise ShapeError(f"{{_place(path)}} is missing; the spec has a tensor there")
+        if not hasattr(found[path], "shape") or not hasattr(found[path], "dtype"):
+            raise ShapeError(f"{{_place(path)}} is a {{type(found[path]).__name__}}, not an array")
+        if len(found[path].shape) < order + 1:
+            raise ShapeError(
+                f"{{_place(path)}} has shape {{found[path].shape}}, expected (*batch, "
+                f"{{order}} axes, channels)"
+            )
+    if len(found) != len(TENSORS):
+        known = {{path for path, _ in TENSORS}}
+        extra = [_place(path) for path in found if path not in known]
+        raise ShapeError(f"{{', '.join(extra)}}: no such tensor in the spec; leave it out")
+    return [jnp.asarray(found[path]) for path, _ in TENSORS]
+
+
+def _weights(params):
+    """The weights by name; every one there, of its shape."""
+    for name, shape in WEIGHTS.items():
+        if name not in params:
+            raise ShapeError(f"params[{{name!r}}] is missing; expected {{sorted(WEIGHTS)}}")
+        if tuple(params[name].shape) != shape:
+            raise ShapeError(
+                f"params[{{name!r}}] has shape {{tuple(params[name].shape)}}, expected {{shape}}"
+            )
+    return {{name: jnp.asarray(params[name]) for name in WEIGHTS}}
+
+
+def _check(index, array, expected):
+    """Refuse an array of another shape; nothing is ever broadcast to fit."""
+    if tuple(array.shape) != expected:
+        path, order = TENSORS[index]
+        batch = len(expected) - order - 1
+        raise ShapeError(
+            f"{{_place(path)}} has shape {{tuple(array.shape)}}, expected {{expected}}: "
+            f"batch {{expected[:batch]}}, axes {{expected[batch:-1]}}, channels {{expected[-1]}}"
+        )
+
+
+def _common_dtype(leaves, weights):
+    """The dtype to compute in: the inputs', unless they are integers or the weights complex."""
+    dtype = jnp.result_type(*leaves)
+    weight = jnp.result_type(*weights.values())
+    if jnp.issubdtype(weight, jnp.complexfloating) or not jnp.issubdtype(dtype, jnp.inexact):
+        dtype = jnp.promote_types(dtype, weight)
+    return dtype
+'''
+
+_ON_DIAGONAL = '''
+
+def _equal(order, *groups):
+    """True where, in each group of (axes, size), all indices are the same; then the channels."""
+    result = True
+    for axes, size in groups:
+        index = [
+            jnp.arange(size).reshape([size if axis == k else 1 for k in range(order)])
+            for axis in axes
+        ]
+        for other in index[1:]:
+            result = result & (index[0] == other)
+    return result[..., None]
+'''
+
+_TAKEN = {
+    "Mapping",
+    "SCALES",
+    "ShapeError",
+    "TENSORS",
+    "WEIGHTS",
+    "apply",
+    "dtype",
+    "init",
+    "jax",
+    "jnp",
+    "leaves",
+    "params",
+    "weights",
+    "x",
+}
+
+
+def emit(compiled: Compiled) -> str:
+    """The layer's source; the same bytes for the same spec and options."""
+    shapes = compiled.program.weights
+    parts = write_parts(compiled, _Jax(), _TAKEN)
+    listing = "".join(f"    {name!r}: {shape!r},\n" for name, shape in shapes)
+    source = _TEMPLATE.format(
+        header=header(compiled, "JAX"),
+        tensors=tensors_table(parts.tensors),
+        shapes=f"{{\n{listing}}}",
+        scales=scales_table(compiled),
+        default_dtype=repr(compiled.dtype) if compiled.dtype else "float",
+        read=block(parts.read, 4),
+        cast=block((f"{name} = {name}.astype(dtype)" for name in parts.inputs), 4),
+        weights=block((f"{n} = weights[{n!r}].astype(dtype)" for n, _ in shapes), 4),
+        compute=block(parts.compute, 4),
+        result=parts.result,
+    )
+    return source + (_ON_DIAGONAL if "_equal(" in source else "")
+
+
+class _Jax:
+    """JAX's spelling."""
+
+    def weight(self, name: str) -> str:
+        return name
+
+    def ones(self) -> str:
+        return "jnp.ones(1, dtype)"
+
+    def concat(self, values: Sequence[str]) -> str:
+        return f"jnp.concatenate({wrapped(values)}, axis=-1)"
+
+    def reduce(self, value: str, how: str, axes: Sequence[int]) -> str:
+        over = str(axes[0]) if len(axes) == 1 else str(tuple(axes))
+        return f"{value}.{how}(axis={over})"
+
+    def move_axes(self, value: str, source: Sequence[int], target: Sequence[int]) -> str:
+        return f"jnp.moveaxis({value}, {tuple(source)}, {tuple(target)})"
+
+    def diagonal(self, value: str, axis1: int, axis2: int) -> str:
+        return f"jnp.diagonal({value}, axis1={axis1}, axis2={axis2})"
+
+    def expand(self, value: str, shape: str) -> str:
+        return f"jnp.broadcast_to({value}, {shape})"
+
+    def split(self, value: str, widths: Sequence[int]) -> str:
+        if len(set(widths)) == 1:
+            return f"jnp.split({value}, {len(widths)}, axis=-1)"
+        ends = [sum(widths[: k + 1]) for k in range(len(widths) - 1)]
+        return f"jnp.split({value}, {wrapped([str(end) for end in ends])}, axis=-1)"
+
+    def embed(self, request: Embedding) -> list[str]:
+        groups = ", ".join(f"({axes}, {size})" for axes, size in request.equal)
+        text = f"jnp.where(_equal({request.order}, {groups}), {request.place}, 0)"
+        if request.owned:
+            return [f"{request.target} = {request.total} + {text}"]
+        if request.total is not None:
+            text = f"{request.total} + {text}"
+        return [f"{request.target} = jnp.broadcast_to({text}, {request.shape})"]

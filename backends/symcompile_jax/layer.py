@@ -1,0 +1,84 @@
+"""A compiled layer as two pure functions on JAX arrays.
+
+In: a `Compiled`. Out: an object with `init(key)` and `apply(params, x)` from the generated module.
+It is frozen, hashable and picklable, so it can be closed over or passed as a static argument.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+from symcompile.codegen import Compiled, load_module
+from symcompile.plan import PlanInfo
+from symcompile.spec import PermSpec
+from symcompile.weights import BasisElement
+from symcompile_jax.emit import emit
+
+__all__ = ["JaxLayer", "build"]
+
+
+@dataclass(frozen=True)
+class JaxLayer:
+    """What `symcompile.compile(..., backend="jax")` returns.
+
+    >>> import jax, jax.numpy as jnp, symcompile as sc
+    >>> layer = sc.compile({"w": (0, 1), "b": (1,)}, in_channels=1, out_channels=4, backend="jax")
+    >>> params = layer.init(jax.random.key(0))
+    >>> y = layer.apply(params, {"w": jnp.ones((5, 3, 2, 1)), "b": jnp.ones((5, 2, 1))})
+    >>> y["w"].shape
+    (5, 3, 2, 4)
+    """
+
+    compiled: Compiled
+    backend = "jax"
+
+    @cached_property
+    def source(self) -> str:
+        """The generated file: it needs jax, not symcompile."""
+        return emit(self.compiled)
+
+    @cached_property
+    def module(self) -> ModuleType:
+        """The generated module, imported."""
+        return load_module(self.source, "jax")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"compiled": self.compiled}  # a module does not pickle; it is loaded again
+
+    @property
+    def spec(self) -> PermSpec:
+        """The bound input spec."""
+        return self.compiled.spec
+
+    @property
+    def plan(self) -> PlanInfo:
+        """What the planner did."""
+        return self.compiled.plan
+
+    @property
+    def basis(self) -> tuple[BasisElement, ...]:
+        """Every basis element and its weight slice."""
+        return self.compiled.basis
+
+    def init(self, key: Any, dtype: Any = None) -> dict[str, Any]:
+        """Draw weights: a dict of arrays by name, in the canonical schema."""
+        params: dict[str, Any] = self.module.init(key, dtype)
+        return params
+
+    def apply(self, params: Any, x: Any) -> Any:
+        """The layer's output, a tree like the output spec.
+
+        Raises:
+            ShapeError: `x` or `params` does not fit.
+        """
+        return self.module.apply(params, x)
+
+
+def build(compiled: Compiled) -> JaxLayer:
+    """Generate and load."""
+    layer = JaxLayer(compiled)
+    _ = layer.module  # fail here rather than at the first call
+    return layer

@@ -1,0 +1,89 @@
+"""A compiled layer as an `nn.Module`.
+
+In: a `Compiled`. Out: an instance of the generated class that also knows its source, plan, basis
+and spec. Its parameters are the canonical weights and nothing else; it pickles with its source, so
+the process that loads it needs no file of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from symcompile.codegen import Compiled, load_module
+from symcompile.plan import PlanInfo
+from symcompile.spec import PermSpec
+from symcompile.weights import BasisElement
+from symcompile_torch.emit import emit
+
+__all__ = ["TorchLayer", "build"]
+
+
+class TorchLayer(nn.Module):
+    """What `symcompile.compile(..., backend="torch")` returns.
+
+    `layer(x)` maps a tree of tensors to a tree of tensors; a leaf has shape
+    (*batch, *axes, channels) and keeps the inputs' dtype.
+
+    >>> import symcompile as sc, torch
+    >>> layer = sc.compile({"w": (0, 1), "b": (1,)}, in_channels=1, out_channels=4)
+    >>> y = layer({"w": torch.ones(5, 3, 2, 1), "b": torch.ones(5, 2, 1)})
+    >>> tuple(y["w"].shape)
+    (5, 3, 2, 4)
+    """
+
+    compiled: Compiled
+    backend = "torch"
+
+    @property
+    def spec(self) -> PermSpec:
+        """The bound input spec."""
+        return self.compiled.spec
+
+    @property
+    def plan(self) -> PlanInfo:
+        """What the planner did."""
+        return self.compiled.plan
+
+    @property
+    def basis(self) -> tuple[BasisElement, ...]:
+        """Every basis element and its weight slice."""
+        return self.compiled.basis
+
+    @property
+    def source(self) -> str:
+        """The generated file: it needs torch, not symcompile."""
+        return emit(self.compiled)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild, (self.compiled,), self.__dict__
+
+    def extra_repr(self) -> str:
+        plan = self.compiled.plan
+        return f"{plan.diagrams} diagrams, {len(plan.signatures)} mixes, {plan.weights} weights"
+
+
+def build(compiled: Compiled) -> TorchLayer:
+    """Generate, load and instantiate."""
+    return _class_of(compiled)()
+
+
+def _class_of(compiled: Compiled) -> type[TorchLayer]:
+    module = load_module(emit(compiled), "torch")
+    generated = getattr(module, compiled.name)
+    # Named as the generated class, so that inspect.getsource finds the generated code.
+    return type(
+        generated.__name__,
+        (TorchLayer, generated),
+        {"compiled": compiled, "__module__": module.__name__, "__doc__": generated.__doc__},
+    )
+
+
+def _rebuild(compiled: Compiled) -> TorchLayer:
+    """An instance without weights, for unpickling and copying to fill."""
+    kind = _class_of(compiled)
+    layer = kind.__new__(kind)
+    torch.nn.Module.__init__(layer)
+    return layer

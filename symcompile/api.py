@@ -1,0 +1,274 @@
+"""`compile`, `export` and `plan`: the whole way from a perm_spec to a layer.
+
+In: a spec and options. Out: a layer object, a file of source, or a report. The arrows run one way:
+spec, schema, lowering, passes, code generation.
+"""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from symcompile.codegen import Compiled, get_backend
+from symcompile.diagrams import basis_size
+from symcompile.errors import BasisTooLargeError, OptionError
+from symcompile.files import write_atomically
+from symcompile.ir import Program, Tensor
+from symcompile.lower import lower_factored, lower_reference
+from symcompile.passes import stages
+from symcompile.plan import PlanInfo, plan_info
+from symcompile.spec import PermSpec, bind_specs, parse_spec, require_derivable, resolve_channels
+from symcompile.weights import build_schema, init_scales
+
+__all__ = ["BASIS_LIMIT", "compile", "compile_spec", "export", "plan"]
+
+BASIS_LIMIT = 1_000_000
+"""Most basis elements a layer may have unless `max_basis=` says otherwise."""
+
+STRATEGIES = (False, "greedy", "auto")
+REDUCTIONS = ("mean", "sum")
+DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
+
+
+def compile(
+    spec: Any,
+    out_spec: Any = None,
+    *,
+    in_channels: Any,
+    out_channels: Any,
+    backend: str = "torch",
+    shapes: Any = None,
+    out_shapes: Any = None,
+    sizes: Mapping[Any, int] | None = None,
+    bias: bool = True,
+    reduce: Literal["mean", "sum"] = "mean",
+    optimize: bool | str = "auto",
+    minimize: str = "time",
+    init: Literal["scaled", "unf"] = "scaled",
+    dtype: Any = None,
+    name: str = "EquivariantLinear",
+    max_basis: int = BASIS_LIMIT,
+    keep_stages: bool = False,
+) -> Any:
+    """Compile a perm_spec into an equivariant linear layer.
+
+    The layer is complete: every linear map that commutes with the spec's permutations is reached
+    by some weights (the basis is that of Maron et al. 2019, one element per set partition; it is
+    factored along half-diagrams, Godfrey et al. arXiv 2303.06208).
+
+    Args:
+        spec: containers (dicts, lists) of tuples; a tuple names, axis by axis, the permutation
+            that acts there: an int or a string. `None` is a fixed axis, `Fixed(n)` one of stated
+            size, a nested tuple a composite axis, outer part first.
+        out_spec: likewise for the output; default the input's.
+        in_channels, out_channels: length of the last axis; one int, or a tree of ints.
+        backend: "torch", "jax", "numpy", or any registered one.
+        shapes, out_shapes: a tree like the spec of arrays or shapes, without batch and channel
+            axes; binds sizes.
+        sizes: sizes by label, for what shapes do not tell.
+        bias: add every equivariant constant.
+        reduce: "mean" or "sum" over indices that an output does not keep.
+        optimize: False computes one diagram at a time (the reference); "greedy" and "auto" plan.
+        minimize: "time".
+        init: "scaled" keeps the variance of activations; "unf" is N(0, 1/(c_in * terms)).
+        dtype: of the weights, a name or a framework's dtype; default the framework's.
+        name: class name in generated source.
+        max_basis: refuse a larger basis before building anything.
+        keep_stages: keep the program after every pass, in `layer.compiled.stages`.
+
+    Returns:
+        the backend's layer: for torch an `nn.Module`, for jax and numpy an object with `init`
+        and `apply`. All have `source`, `plan`, `basis` and `spec`.
+
+    Raises:
+        SpecError: the spec is malformed.
+        ShapeError: sizes disagree, or are needed and not known.
+        OptionError: an option means nothing.
+        BasisTooLargeError: with the exact count.
+        BackendError: the backend is unknown or its framework not installed.
+
+    >>> import numpy as np
+    >>> layer = compile({"w": (0, 0)}, in_channels=1, out_channels=1, backend="numpy")
+    >>> len(layer.basis)  # 15 maps, 2 biases
+    17
+    """
+    chosen = get_backend(backend)
+    return chosen.build(
+        compile_spec(
+            spec,
+            out_spec,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            shapes=shapes,
+            out_shapes=out_shapes,
+            sizes=sizes,
+            bias=bias,
+            reduce=reduce,
+            optimize=optimize,
+            minimize=minimize,
+            init=init,
+            dtype=dtype,
+            name=name,
+            max_basis=max_basis,
+            keep_stages=keep_stages,
+        )
+    )
+
+
+def export(
+    spec: Any, path: str | Path, out_spec: Any = None, *, backend: str, **options: Any
+) -> Path:
+    """Write a layer's source to `path`.
+
+    The file imports only its framework and runs where symcompile is not installed. It is written
+    beside and renamed, so an error leaves what stood there.
+
+    Args:
+        spec, out_spec, backend, options: as for `compile`.
+
+    Returns:
+        the path written.
+
+    Raises:
+        ExportError: the file cannot be written.
+        SymcompileError: as `compile`.
+    """
+    source = get_backend(backend).emit(compile_spec(spec, out_spec, **options))
+    return write_atomically(Path(path), source)
+
+
+def plan(
+    spec: Any, out_spec: Any = None, *, in_channels: Any = 1, out_channels: Any = 1, **options: Any
+) -> PlanInfo:
+    """What `compile` would do, without a backend.
+
+    >>> plan({"w": (0, 0, 0)}, bias=False).diagrams
+    203
+    """
+    compiled = compile_spec(
+        spec, out_spec, in_channels=in_channels, out_channels=out_channels, **options
+    )
+    return compiled.plan
+
+
+def compile_spec(
+    spec: Any,
+    out_spec: Any = None,
+    *,
+    in_channels: Any,
+    out_channels: Any,
+    shapes: Any = None,
+    out_shapes: Any = None,
+    sizes: Mapping[Any, int] | None = None,
+    bias: bool = True,
+    reduce: str = "mean",
+    optimize: bool | str = "auto",
+    minimize: str = "time",
+    init: str = "scaled",
+    dtype: Any = None,
+    name: str = "EquivariantLinear",
+    max_basis: int = BASIS_LIMIT,
+    keep_stages: bool = False,
+) -> Compiled:
+    """All of `compile` that needs no framework; arguments as there."""
+    _choose("reduce", reduce, REDUCTIONS)
+    _choose("optimize", optimize, STRATEGIES)
+    _choose("minimize", minimize, ("time",))
+    dtype = _dtype_name(dtype)
+    _check_name(name)
+    source, target = _bound(spec, out_spec, shapes, out_shapes, sizes)
+    inputs = _tensors(source, in_channels, "in_channels")
+    outputs = _tensors(target, out_channels, "out_channels")
+    known = dict(source.sizes)
+    _refuse_large(inputs, outputs, known, max_basis)
+    schema = build_schema(inputs, outputs, known, bias=bool(bias))
+    scales = init_scales(schema, init, reduce)
+    if optimize is False:
+        lowered = lower_reference(schema, reduce)
+        history: list[tuple[str, Program]] = [("lowered", lowered)]
+    else:
+        lowered = lower_factored(schema, reduce)
+        history = list(stages(lowered))
+    program = history[-1][1]
+    return Compiled(
+        spec=source,
+        out_spec=target,
+        schema=schema,
+        program=program,
+        scales=scales,
+        plan=plan_info(schema, str(optimize), lowered, program),
+        dtype=dtype,
+        name=name,
+        stages=tuple(history) if keep_stages else (),
+    )
+
+
+def _bound(
+    spec: Any, out_spec: Any, shapes: Any, out_shapes: Any, sizes: Mapping[Any, int] | None
+) -> tuple[PermSpec, PermSpec]:
+    source = parse_spec(spec)
+    target = None if out_spec is None else parse_spec(out_spec)
+    # A spec that comes bound (from another layer, say) brings its sizes along.
+    given = {**dict(source.sizes), **(dict(target.sizes) if target else {}), **(sizes or {})}
+    source, target = bind_specs(source, target, shapes, out_shapes, given or None)
+    require_derivable(source, target)
+    return source, target
+
+
+def _tensors(spec: PermSpec, channels: Any, what: str) -> tuple[Tensor, ...]:
+    counts = resolve_channels(spec, channels, what)
+    return tuple(
+        Tensor(leaf.path, leaf.axes, count) for leaf, count in zip(spec.leaves, counts, strict=True)
+    )
+
+
+def _refuse_large(
+    inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], sizes: Mapping[Any, int], limit: int
+) -> None:
+    count = basis_size([t.labels for t in outputs], [t.labels for t in inputs], sizes)
+    if count > limit:
+        raise BasisTooLargeError(
+            f"the basis has {count:,} elements, more than max_basis={limit:,}; nothing was built. "
+            "Lower the order of the tensors, give some axes labels of their own or fix them, "
+            "or raise max_basis"
+        )
+
+
+def _choose(option: str, value: object, known: tuple[object, ...]) -> None:
+    # `is` for False: 0 == False, and 0 is no strategy.
+    if not any(
+        value is choice or (isinstance(choice, str) and value == choice) for choice in known
+    ):
+        raise OptionError(
+            f"{option}={value!r} is not known; choose one of {', '.join(map(repr, known))}"
+        )
+
+
+def _dtype_name(dtype: Any) -> str | None:
+    """The name of a dtype given as text, or as NumPy's, JAX's or PyTorch's object."""
+    if dtype is None:
+        return None
+    text = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or str(dtype)
+    text = text.removeprefix("torch.")
+    if text not in DTYPES:
+        raise OptionError(f"dtype={dtype!r} is not known; choose one of {', '.join(DTYPES)}")
+    return text
+
+
+def _check_name(name: str) -> None:
+    taken = {"nn", "torch", "jax", "jnp", "Mapping", "ShapeError", "SCALES", "TENSORS", "WEIGHTS"}
+    if (
+        not isinstance(name, str)
+        or not name.isidentifier()
+        or not name.isascii()
+        or keyword.iskeyword(name)
+        or name.startswith("_")
+        or name in taken
+        or len(name) > 100
+    ):
+        raise OptionError(
+            f"name={name!r:.120} is no class name; give an ASCII identifier such as 'WeightLayer' "
+            "that does not start with an underscore"
+        )

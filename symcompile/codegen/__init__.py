@@ -1,0 +1,19 @@
+"""What every backend shares: the source writer, the loader of generated source, the registry."""
+
+from symcompile.codegen.backend import Backend, backend_names, get_backend
+from symcompile.codegen.compiled import Compiled
+from symcompile.codegen.dialect import Dialect, Embedding
+from symcompile.codegen.load import load_module
+from symcompile.codegen.writer import SourceParts, write_parts
+
+__all__ = [
+    "Backend",
+    "Compiled",
+    "Dialect",
+    "Embedding",
+    "SourceParts",
+    "backend_names",
+    "get_backend",
+    "load_module",
+    "write_parts",
+]

@@ -1,0 +1,75 @@
+"""The seam between the compiler and its backends.
+
+A backend turns a `Compiled` into source text and into a layer object. Backends register under the
+entry-point group `symcompile.backends`, so a third party can add one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Protocol, runtime_checkable
+
+from symcompile.codegen.compiled import Compiled
+from symcompile.errors import BackendError
+
+__all__ = ["GROUP", "Backend", "backend_names", "get_backend"]
+
+GROUP = "symcompile.backends"
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What a backend offers."""
+
+    @property
+    def name(self) -> str:
+        """The name users pass as `backend=`."""
+
+    def emit(self, compiled: Compiled) -> str:
+        """The layer's standalone source.
+
+        Raises:
+            BackendError: this backend generates none.
+        """
+
+    def build(self, compiled: Compiled) -> Any:
+        """The layer object."""
+
+    def call(self, layer: Any, weights: Mapping[str, Any], x: Any) -> Any:
+        """Run a layer of this backend on given weights and inputs (its own tensors)."""
+
+    def to_numpy(self, value: Any) -> Any:
+        """One of its tensors as a NumPy array."""
+
+    def from_numpy(self, value: Any) -> Any:
+        """A NumPy array as one of its tensors."""
+
+
+def backend_names() -> tuple[str, ...]:
+    """Names of the installed backends."""
+    return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
+
+
+@cache
+def get_backend(name: str) -> Backend:
+    """The backend called `name`.
+
+    Raises:
+        BackendError: there is none, or its framework is not installed.
+    """
+    found = [point for point in entry_points(group=GROUP) if point.name == name]
+    if not found:
+        known = ", ".join(map(repr, backend_names())) or "none"
+        raise BackendError(f"backend={name!r} is not known; installed backends: {known}")
+    try:
+        loaded = found[0].load()
+    except ImportError as error:
+        raise BackendError(
+            f"backend {name!r} cannot be imported ({error}); "
+            f"install its framework: pip install 'symcompile[{name}]'"
+        ) from error
+    if not isinstance(loaded, Backend):
+        raise BackendError(f"entry point {found[0].value!r} is no symcompile backend")
+    return loaded

@@ -1,0 +1,50 @@
+"""What a backend is handed: a compiled layer, before any framework has seen it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from symcompile.ir import Program
+from symcompile.plan import PlanInfo
+from symcompile.spec import PermSpec
+from symcompile.weights import BasisElement, Scale, Schema, basis_elements
+
+__all__ = ["Compiled"]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A layer as data; frozen, and the same for every backend.
+
+    Attributes:
+        spec, out_spec: the bound input and output specs.
+        schema: the canonical weights.
+        program: what is computed, after all passes.
+        scales: how weights are initialised.
+        plan: what the planner did.
+        dtype: dtype of the weights by name, or None for the framework's default.
+        name: class name in generated source.
+        stages: the program after every pass, if asked for.
+    """
+
+    spec: PermSpec
+    out_spec: PermSpec
+    schema: Schema
+    program: Program
+    scales: tuple[Scale, ...]
+    plan: PlanInfo
+    dtype: str | None = None
+    name: str = "EquivariantLinear"
+    stages: tuple[tuple[str, Program], ...] = ()
+
+    @cached_property
+    def basis(self) -> tuple[BasisElement, ...]:
+        """Every basis element and the weights that are its coefficients."""
+        return tuple(basis_elements(self.schema))
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every weight by name."""
+        return dict(self.program.weights)

@@ -1,0 +1,331 @@
+"""From a Program to the statements of a function, for any array framework.
+
+In: a `Compiled` and a `Dialect`. Out: `SourceParts`, the statements that read, check, compute and
+return. Index axes are counted from the end, so the same lines serve any number of batch axes.
+
+The one thing to know: a broadcast is emitted as indexing with None and left to the framework's own
+broadcasting. Only where full extent matters (diagonals, stacks, outputs) is a value expanded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from symcompile.codegen.compiled import Compiled
+from symcompile.codegen.dialect import Dialect, Embedding
+from symcompile.codegen.layout import Layout, wrapped
+from symcompile.diagrams.partitions import Blocks
+from symcompile.ir import (
+    Add,
+    Broadcast,
+    Concat,
+    Const,
+    Diagonal,
+    Embed,
+    Input,
+    Mix,
+    Op,
+    Output,
+    Reduce,
+    Slice,
+    Transpose,
+    types_of,
+)
+from symcompile.names import Namer
+
+__all__ = ["SourceParts", "write_parts"]
+
+_TERMS = 8
+"""Most terms of a sum written in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceParts:
+    """The pieces a backend puts into its template.
+
+    Attributes:
+        tensors: one literal per input: (path, number of stored axes).
+        read: statements from `leaves` (a list of tensors) to checked and folded inputs.
+        inputs: names of the inputs.
+        weights: names of the weights used.
+        compute: statements from inputs to outputs.
+        result: the expression of the output tree.
+    """
+
+    tensors: tuple[str, ...]
+    read: tuple[str, ...]
+    inputs: tuple[str, ...]
+    compute: tuple[str, ...]
+    result: str
+
+
+def write_parts(compiled: Compiled, dialect: Dialect, taken: set[str]) -> SourceParts:
+    """Write a compiled layer in a framework's dialect.
+
+    Args:
+        taken: names the backend's template uses.
+    """
+    return _Writer(compiled, dialect, taken).write()
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """A value as written.
+
+    Attributes:
+        text: an expression without side effects.
+        lazy: index axes of extent one that stand for full ones.
+        fresh: a new array that nothing else refers to.
+        stem: how values made from it are named.
+    """
+
+    text: str
+    lazy: frozenset[int] = frozenset()
+    fresh: bool = False
+    stem: str = ""
+
+
+class _Writer:
+    def __init__(self, compiled: Compiled, dialect: Dialect, taken: set[str]) -> None:
+        self.program = compiled.program
+        self.dialect = dialect
+        self.types = types_of(self.program)
+        self.shapes = dict(self.program.weights)
+        self.namer = Namer(taken | {"batch", "leaves", *self.shapes})
+        self.layout = Layout(compiled, dialect, self.namer)
+        self.lines: list[str] = []
+        self.values: list[_Value] = []
+        self.pieces: dict[int, str] = {}  # slices that a split has named already
+        self.users: list[list[int]] = [[] for _ in self.program.ops]
+        for number, op in enumerate(self.program.ops):
+            for arg in op.args:
+                self.users[arg].append(number)
+
+    def write(self) -> SourceParts:
+        for number, op in enumerate(self.program.ops):
+            self.values.append(self._write(number, op))
+        return SourceParts(
+            tuple(f"({t.path!r}, {len(t.axes)})" for t in self.program.inputs),
+            tuple(self.layout.read()),
+            tuple(self.layout.inputs),
+            tuple(self.lines),
+            self.layout.result(),
+        )
+
+    def _write(self, number: int, op: Op) -> _Value:
+        match op:
+            case Input(tensor=tensor):
+                name = self.layout.inputs[tensor]
+                return _Value(name, stem=name)
+            case Const():
+                if all(isinstance(self.program.ops[user], Mix) for user in self.users[number]):
+                    return _Value("")  # a mix of the constant is the weight itself
+                return self._assign("one", self.dialect.ones())
+            case Slice(args=(arg,), start=start, stop=stop):
+                source = self.values[arg]
+                text = self.pieces.get(number) or f"{source.text}[..., {start}:{stop}]"
+                return _Value(text, source.lazy, stem=source.stem)
+            case Broadcast():
+                return self._broadcast(number, op)
+            case Reduce():
+                return self._reduce(op)
+            case Transpose(args=(arg,), axes=axes):
+                source = self.values[arg]
+                places = [axis - len(axes) - 1 for axis in range(len(axes))]
+                text = self.dialect.move_axes(source.text, [places[a] for a in axes], places)
+                lazy = frozenset(axes.index(axis) for axis in source.lazy)
+                return self._assign(f"{source.stem}_T", text, lazy)
+            case Diagonal(args=(arg,), blocks=blocks):
+                text = self._diagonal(self._full(arg), blocks)
+                return self._assign(f"{self.values[arg].stem}_diag", text)
+            case Concat():
+                return self._concat(number, op)
+            case Mix():
+                return self._mix(number, op)
+            case Embed():
+                total = self._total_of(number)
+                return _Value("") if total is not None else self._embed(number, None)
+            case Add():
+                return self._add(number, op)
+            case Output(args=(arg,), tensor=tensor):
+                self.lines.append(self.layout.write(self._full(arg, batched=True), tensor))
+                return _Value("")
+        raise AssertionError(f"no rule for {op}")
+
+    def _assign(
+        self, name: str, text: str, lazy: frozenset[int] = frozenset(), *, fresh: bool = False
+    ) -> _Value:
+        name = self.namer(name)
+        self.lines.append(f"{name} = {text}")
+        return _Value(name, lazy, fresh, name)
+
+    def _full(self, number: int, *, batched: bool = False) -> str:
+        """The value at full extent."""
+        value, kind = self.values[number], self.types[number]
+        batched = batched or kind.batched
+        if not value.lazy and batched == kind.batched:
+            return value.text
+        shape = self.layout.shape(kind.labels, kind.width, batched=batched)
+        return self.dialect.expand(value.text, shape)
+
+    def _destination(self, number: int) -> str:
+        """The output a value ends up in, for its name."""
+        op = self.program.ops[number]
+        while not isinstance(op, Output):
+            number = self.users[number][0]
+            op = self.program.ops[number]
+        return self.layout.outputs[op.tensor].removeprefix("out_")
+
+    # -- index axes -------------------------------------------------------------------------
+
+    def _broadcast(self, number: int, op: Broadcast) -> _Value:
+        source = self.values[op.args[0]]
+        order = len(op.labels)
+        marks = [":" if axis in op.axes else "None" for axis in range(order)]
+        lazy = frozenset(op.axes[axis] for axis in source.lazy)
+        lazy |= frozenset(range(order)).difference(op.axes)
+        text = f"{source.text}[..., {', '.join(marks)}, :]"
+        return _Value(text, lazy, stem=source.stem)
+
+    def _reduce(self, op: Reduce) -> _Value:
+        (arg,) = op.args
+        source, labels = self.values[arg], self.types[arg].labels
+        how = self.program.reduce
+        # A mean over repeated entries is the entry; a sum is not.
+        lazy = source.lazy if how == "mean" else frozenset()
+        text = source.text if how == "mean" else self._full(arg)
+        text = self.dialect.reduce(text, how, [axis - len(labels) - 1 for axis in op.axes])
+        rest = [axis for axis in range(len(labels)) if axis not in op.axes]
+        over = "_".join(str(labels[axis]) for axis in op.axes)
+        lazy = frozenset(rest.index(axis) for axis in lazy if axis in rest)
+        return self._assign(f"{source.stem}_{how}_{over}", text, lazy)
+
+    def _diagonal(self, text: str, blocks: Blocks) -> str:
+        """Diagonals one pair of axes at a time, then the axes in the order of `blocks`."""
+        axes: list[tuple[int, ...]] = [(axis,) for axis in range(sum(map(len, blocks)))]
+        axes.append(())  # the channels
+        for block in blocks:
+            for axis in block[1:]:
+                first = next(k for k, group in enumerate(axes) if block[0] in group)
+                second = axes.index((axis,))
+                text = self.dialect.diagonal(text, first - len(axes), second - len(axes))
+                merged = (*axes[first], axis)
+                axes = [group for k, group in enumerate(axes) if k not in (first, second)]
+                axes.append(merged)
+        wanted = [*blocks, ()]
+        source = [axes.index(group) - len(axes) for group in wanted]
+        target = [place - len(axes) for place in range(len(axes))]
+        return text if source == target else self.dialect.move_axes(text, source, target)
+
+    # -- channels ---------------------------------------------------------------------------
+
+    def _concat(self, number: int, op: Concat) -> _Value:
+        text = self.dialect.concat([self._full(arg) for arg in op.args])
+        name = f"in_{'_'.join(map(str, self.types[number].labels)) or 'scalar'}"
+        if len(self.users[number]) == 1:
+            return _Value(text, stem=name)
+        return self._assign(name, text)
+
+    def _mix(self, number: int, op: Mix) -> _Value:
+        (arg,) = op.args
+        source, feature = self.values[arg], self.program.ops[arg]
+        shape = self.shapes[op.weight]
+        weight = self.dialect.weight(op.weight)
+        cols = "" if op.cols == (0, shape[-1]) else f"{op.cols[0]}:{op.cols[1]}"
+        if not source.text:
+            text = f"{weight}[{cols}]" if cols else weight
+        elif len(shape) == 1:
+            text = f"{source.text} @ {weight}[None, {cols or ':'}]"
+        elif cols or op.rows != (0, shape[0]):
+            text = f"{source.text} @ {weight}[{op.rows[0]}:{op.rows[1]}, {cols or ':'}]"
+        else:
+            text = f"{source.text} @ {weight}"
+        slices = self._tiling(number)
+        if slices:
+            count = len(feature.args) if isinstance(feature, Concat) else 1
+            made_of = f"{count} in-feature{'s'[: count > 1]}" if source.text else "the constant 1"
+            signature = ascii(self.types[number].labels)[:200]
+            self.lines.append(
+                f"# Signature {signature}: {made_of}, {len(slices)} half-diagrams out."
+            )
+            names = [self.namer(f"to_{self._destination(user)}") for user in slices]
+            self.pieces.update(zip(slices, names, strict=True))
+            widths = [self.types[user].width for user in slices]
+            self.lines.append(f"{wrapped(names)} = {self.dialect.split(text, widths)}")
+            return _Value("", source.lazy)
+        return self._assign(f"to_{self._destination(number)}", text, source.lazy)
+
+    def _tiling(self, number: int) -> list[int]:
+        """The slices of a mix, if they cover its channels one after the other."""
+        place, users = 0, self.users[number]
+        for user in users:
+            op = self.program.ops[user]
+            if not isinstance(op, Slice) or op.start != place:
+                return []
+            place = op.stop
+        return list(users) if place == self.types[number].width and len(users) > 1 else []
+
+    # -- sums -------------------------------------------------------------------------------
+
+    def _add(self, number: int, op: Add) -> _Value:
+        embeds = [arg for arg in op.args if self._total_of(arg) == number]
+        plain = [arg for arg in op.args if arg not in embeds]
+        name = f"sum_{self._destination(number)}"
+        total = None
+        if plain:
+            values = [self.values[arg] for arg in plain]
+            lazy = frozenset.intersection(*(value.lazy for value in values))
+            if len(values) == 1:
+                total = values[0]
+            else:
+                texts = [value.text for value in values]
+                batched = any(self.types[arg].batched for arg in plain)
+                total = self._assign(name, " + ".join(texts[:_TERMS]), lazy, fresh=batched)
+                # A long sum in one expression would exceed the parser's depth.
+                for start in range(_TERMS, len(texts), _TERMS):
+                    more = " + ".join([total.text, *texts[start : start + _TERMS]])
+                    self.lines.append(f"{total.text} = {more}")
+        for arg in embeds:
+            total = self._embed(arg, total)
+        assert total is not None, "a sum has operands"
+        return total
+
+    def _total_of(self, number: int) -> int | None:
+        """The sum that an embedding is written straight into, if there is one."""
+        users = self.users[number]
+        alone = isinstance(self.program.ops[number], Embed) and len(users) == 1
+        return users[0] if alone and isinstance(self.program.ops[users[0]], Add) else None
+
+    def _embed(self, number: int, total: _Value | None) -> _Value:
+        op = self.program.ops[number]
+        assert isinstance(op, Embed), "only embeddings are embedded"
+        value, kind = self.values[op.args[0]], self.types[number]
+        order = len(kind.labels)
+        blocks = tuple(sorted(op.blocks))
+        text = value.text
+        if blocks != op.blocks:
+            places = [axis - len(blocks) - 1 for axis in range(len(blocks))]
+            source = [places[op.blocks.index(block)] for block in blocks]
+            text = self.dialect.move_axes(text, source, places)
+        firsts = {block[0] for block in blocks}
+        marks = [":" if axis in firsts else "None" for axis in range(order)]
+        target = self.namer(f"sum_{self._destination(number)}")
+        self.lines += self.dialect.embed(
+            Embedding(
+                target=target,
+                value=text,
+                place=f"{text}[..., {', '.join(marks)}, :]",
+                view=lambda whole: self._diagonal(whole, blocks),
+                total=total.text if total else None,
+                owned=total is not None and total.fresh and not total.lazy,
+                shape=self.layout.shape(kind.labels, kind.width),
+                equal=tuple(
+                    (block, self.layout.size(kind.labels[block[0]]))
+                    for block in blocks
+                    if len(block) > 1
+                ),
+                order=order,
+            )
+        )
+        # Whatever the dialect, an embedding has full extent: totals and values are broadcast.
+        return _Value(target, fresh=True, stem=target)

@@ -1,0 +1,56 @@
+"""Every error symcompile raises on purpose.
+
+One class per kind of mistake, all under `SymcompileError`, so that `except sc.SymcompileError`
+catches whatever a user can mend. Each message names the place, what was found, what was expected
+and how to mend it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "BasisTooLargeError",
+    "CheckError",
+    "ExportError",
+    "OptionError",
+    "ProgramError",
+    "ShapeError",
+    "SpecError",
+    "SymcompileError",
+]
+
+
+class SymcompileError(Exception):
+    """Base of every error symcompile raises on purpose."""
+
+
+class SpecError(SymcompileError, ValueError):
+    """A perm_spec, or a file holding one, is malformed."""
+
+
+class ShapeError(SymcompileError, ValueError):
+    """Sizes disagree, or a tensor or tree does not fit its spec."""
+
+
+class OptionError(SymcompileError, ValueError):
+    """An option of `compile`, `export` or `plan` has a value that means nothing."""
+
+
+class BasisTooLargeError(SymcompileError, ValueError):
+    """The basis has more elements than the stated limit; nothing was built."""
+
+
+class BackendError(SymcompileError, RuntimeError):
+    """A backend is unknown, or its framework is not installed."""
+
+
+class ExportError(SymcompileError, OSError):
+    """A generated file could not be written; whatever stood there before still does."""
+
+
+class ProgramError(SymcompileError, ValueError):
+    """A Program is ill-typed, or its text does not parse."""
+
+
+class CheckError(SymcompileError, AssertionError):
+    """A check (equivariance, completeness, cross-backend) found a layer to be wrong."""

@@ -1,0 +1,52 @@
+"""The intermediate representation: a Program of single-assignment ops over typed values.
+
+In: what `symcompile.lower` builds. Out: the same program printed, parsed, verified, or expanded
+symbolically to the diagrams it computes (`diagrams_of`).
+"""
+
+from symcompile.ir.builder import Builder
+from symcompile.ir.meaning import Term, diagrams_of
+from symcompile.ir.ops import (
+    Add,
+    Broadcast,
+    Concat,
+    Const,
+    Diagonal,
+    Embed,
+    Input,
+    Mix,
+    Op,
+    Output,
+    Reduce,
+    Slice,
+    Transpose,
+)
+from symcompile.ir.program import Program, types_of, verify
+from symcompile.ir.text import parse_program, print_program
+from symcompile.ir.types import Tensor, Type
+
+__all__ = [
+    "Add",
+    "Broadcast",
+    "Builder",
+    "Concat",
+    "Const",
+    "Diagonal",
+    "Embed",
+    "Input",
+    "Mix",
+    "Op",
+    "Output",
+    "Program",
+    "Reduce",
+    "Slice",
+    "Tensor",
+    "Term",
+    "Transpose",
+    "Type",
+    "diagrams_of",
+    "parse_program",
+    "print_program",
+    "types_of",
+    "verify",
+]

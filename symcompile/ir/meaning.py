@@ -1,0 +1,241 @@
+"""What a Program computes, symbolically.
+
+In: a Program. Out: the multiset of (output, input, diagram, weight slot) it sums, with
+coefficients. Two programs with equal `diagrams_of` compute the same function of inputs and
+weights; every term is a partition diagram, so the function is equivariant; and if every basis
+element has its own weight slot, it is complete. That is a proof without numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from symcompile.diagrams import Diagram
+from symcompile.errors import ProgramError
+from symcompile.ir.ops import (
+    Add,
+    Broadcast,
+    Concat,
+    Const,
+    Diagonal,
+    Embed,
+    Input,
+    Mix,
+    Output,
+    Reduce,
+    Slice,
+    Transpose,
+)
+from symcompile.ir.program import Program, types_of
+from symcompile.spec import Label
+
+__all__ = ["BIAS", "Slot", "Term", "diagrams_of"]
+
+BIAS = -1
+"""Stands for the constant 1 where an input number is expected."""
+
+Slot = tuple[str, tuple[int, int], tuple[int, int]]
+"""A weight's name, rows and columns."""
+
+Joint = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+"""Blocks of (value axes, input axes), sorted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One summand of one output.
+
+    Attributes:
+        output, input: tensor numbers; `input` is `BIAS` for the constant.
+        diagram: which indices are shared.
+        channels: the input's channel range that is read.
+        slots: the weights it is multiplied by, in order.
+        powers: powers of label sizes in its coefficient, beside the multiplicity.
+    """
+
+    output: int
+    input: int
+    diagram: Diagram
+    channels: tuple[int, int]
+    slots: tuple[Slot, ...]
+    powers: tuple[tuple[Label, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A summand of a value: an input's channels, seen through `joint` and then `slots`."""
+
+    input: int
+    joint: Joint
+    channels: tuple[int, int]
+    slots: tuple[Slot, ...] = ()
+    powers: tuple[tuple[Label, int], ...] = ()
+
+
+_Segments = list[tuple[int, Counter[_Part]]]
+"""A value, channel range by channel range: (width, its summands)."""
+
+
+def diagrams_of(program: Program) -> Counter[Term]:
+    """Expand `program` to the terms it sums, with multiplicities.
+
+    Raises:
+        ProgramError: the program is ill-typed.
+    """
+    types = types_of(program)
+    values: list[_Segments] = []
+    terms: Counter[Term] = Counter()
+    for number, op in enumerate(program.ops):
+        args = [values[arg] for arg in op.args]
+        match op:
+            case Input(tensor=tensor):
+                kind = types[number]
+                joint = tuple(((axis,), (axis,)) for axis in range(len(kind.labels)))
+                part = _Part(tensor, joint, (0, kind.width))
+                values.append([(kind.width, Counter([part]))])
+            case Const():
+                values.append([(1, Counter([_Part(BIAS, (), (0, 1))]))])
+            case Concat():
+                values.append([segment for arg in args for segment in arg])
+            case Add():
+                values.append(_sum(args))
+            case Slice(start=start, stop=stop):
+                values.append(_cut(args[0], start, stop))
+            case Mix(weight=weight, rows=rows, cols=cols):
+                values.append(_mixed(args[0], weight, rows[0], cols))
+            case Output(tensor=tensor):
+                values.append([])
+                for part, count in _whole(args[0]).items():
+                    terms[_term(part, tensor, len(types[number].labels))] += count
+            case _:
+                labels = types[op.args[0]].labels
+                values.append(
+                    [(width, _mapped(parts, op, labels, program)) for width, parts in args[0]]
+                )
+    return terms
+
+
+def _mapped(
+    parts: Counter[_Part], op: object, labels: tuple[Label, ...], program: Program
+) -> Counter[_Part]:
+    result: Counter[_Part] = Counter()
+    for part, count in parts.items():
+        blocks = [(set(value), set(into)) for value, into in part.joint]
+        powers = Counter(dict(part.powers))
+        match op:
+            case Diagonal(blocks=groups):
+                for new, group in enumerate(groups):
+                    touched = [block for block in blocks if block[0] & set(group)]
+                    blocks = [block for block in blocks if not block[0] & set(group)]
+                    rest = set().union(*(value for value, _ in touched)) - set(group)
+                    # Results are numbered below zero until all groups are done.
+                    blocks.append((rest | {-1 - new}, set().union(*(into for _, into in touched))))
+                blocks = [({-1 - axis for axis in value}, into) for value, into in blocks]
+            case Reduce(axes=axes):
+                blocks = list(_reduced(blocks, axes, labels, powers, program.reduce))
+            case Transpose(axes=axes):
+                blocks = [({axes.index(axis) for axis in value}, into) for value, into in blocks]
+            case Broadcast(labels=wider, axes=axes):
+                blocks = [({axes[axis] for axis in value}, into) for value, into in blocks]
+                blocks += [({axis}, set()) for axis in range(len(wider)) if axis not in axes]
+            case Embed(blocks=groups):
+                blocks = [
+                    ({new for axis in value for new in groups[axis]}, into)
+                    for value, into in blocks
+                ]
+            case _:
+                raise ProgramError(f"diagrams_of does not know {op}")
+        joint = tuple(sorted((tuple(sorted(v)), tuple(sorted(i))) for v, i in blocks))
+        kept = tuple((label, power) for label, power in powers.items() if power)
+        result[replace(part, joint=joint, powers=kept)] += count
+    return result
+
+
+def _reduced(
+    blocks: Sequence[tuple[set[int], set[int]]],
+    axes: tuple[int, ...],
+    labels: tuple[Label, ...],
+    powers: Counter[Label],
+    reduce: str,
+) -> Iterator[tuple[set[int], set[int]]]:
+    rest = [axis for axis in range(len(labels)) if axis not in axes]
+    for value, into in blocks:
+        gone = value & set(axes)
+        kept = {rest.index(axis) for axis in value - gone}
+        if gone:
+            label = labels[min(gone)]
+            # A block that stays whole is met once in n^|gone| places; one that goes entirely is
+            # averaged over its own index, which is what a closed block stands for.
+            lost = len(gone) if kept else len(gone) - 1
+            if reduce == "mean":
+                powers[label] -= lost
+            elif not kept and not into:
+                powers[label] += 1
+        if kept or into:
+            yield kept, into
+
+
+def _sum(args: Sequence[_Segments]) -> _Segments:
+    cuts = sorted({edge for arg in args for edge in _edges(arg)})
+    result: _Segments = []
+    for start, stop in pairwise(cuts):
+        total: Counter[_Part] = Counter()
+        for arg in args:
+            for _, parts in _cut(arg, start, stop):
+                total.update(parts)
+        result.append((stop - start, total))
+    return result
+
+
+def _edges(segments: _Segments) -> Iterator[int]:
+    yield 0
+    end = 0
+    for width, _ in segments:
+        end += width
+        yield end
+
+
+def _cut(segments: _Segments, start: int, stop: int) -> _Segments:
+    result: _Segments = []
+    begin = 0
+    for width, parts in segments:
+        low, high = max(start - begin, 0), min(stop - begin, width)
+        if low < high:
+            result.append(
+                (high - low, Counter({_narrow(part, low, high): n for part, n in parts.items()}))
+            )
+        begin += width
+    return result
+
+
+def _narrow(part: _Part, low: int, high: int) -> _Part:
+    if part.slots:
+        weight, rows, (first, _) = part.slots[-1]
+        return replace(part, slots=(*part.slots[:-1], (weight, rows, (first + low, first + high))))
+    first = part.channels[0]
+    return replace(part, channels=(first + low, first + high))
+
+
+def _mixed(segments: _Segments, weight: str, row: int, cols: tuple[int, int]) -> _Segments:
+    total: Counter[_Part] = Counter()
+    for width, parts in segments:
+        for part, count in parts.items():
+            slot = (weight, (row, row + width), cols)
+            total[replace(part, slots=(*part.slots, slot))] += count
+        row += width
+    return [(cols[1] - cols[0], total)]
+
+
+def _whole(segments: _Segments) -> Counter[_Part]:
+    if len(segments) == 1:
+        return segments[0][1]
+    raise ProgramError("an output is pieced together along its channels; sum into one mix instead")
+
+
+def _term(part: _Part, output: int, order: int) -> Term:
+    blocks = sorted(value + tuple(axis + order for axis in into) for value, into in part.joint)
+    diagram = Diagram(order, tuple(blocks))
+    return Term(output, part.input, diagram, part.channels, part.slots, part.powers)

@@ -1,0 +1,138 @@
+"""The ops of a Program, one frozen class each.
+
+Every op names its operands by number in `args`; its other fields are plain literals. Index axes
+are counted without batch and channel axes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from symcompile.diagrams.partitions import Blocks
+from symcompile.spec import Label
+
+__all__ = [
+    "OPS",
+    "Add",
+    "Broadcast",
+    "Concat",
+    "Const",
+    "Diagonal",
+    "Embed",
+    "Input",
+    "Mix",
+    "Op",
+    "Output",
+    "Reduce",
+    "Slice",
+    "Transpose",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """Base of all ops: `args` are the numbers of the ops whose values it reads."""
+
+    args: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Input(Op):
+    """Input tensor number `tensor`: composite axes split, fixed axes folded into the channels."""
+
+    tensor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Const(Op):
+    """The number 1, with no index axes and one channel: the input that makes the bias."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagonal(Op):
+    """Axis k of the result walks all operand axes in `blocks[k]` at once."""
+
+    blocks: Blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce(Op):
+    """Mean (or sum, by the program's `reduce`) over index axes `axes`."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Transpose(Op):
+    """Axis k of the result is operand axis `axes[k]`."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Concat(Op):
+    """Operands of equal labels, side by side along the channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mix(Op):
+    """Channels times `weight[rows, cols]`, each a half-open range."""
+
+    weight: str
+    rows: tuple[int, int]
+    cols: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice(Op):
+    """Channels `start` to `stop`, half-open."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast(Op):
+    """Operand axis k becomes result axis `axes[k]` (increasing); other axes repeat it."""
+
+    labels: tuple[Label, ...]
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Embed(Op):
+    """Operand axis k is laid on the diagonal of result axes `blocks[k]`, zero elsewhere."""
+
+    blocks: Blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Add(Op):
+    """The sum of operands of one type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output(Op):
+    """Output tensor number `tensor`: fixed axes unfolded, composite axes merged."""
+
+    tensor: int
+
+
+OPS: dict[str, type[Op]] = {
+    cls.__name__.lower(): cls
+    for cls in (
+        Input,
+        Const,
+        Diagonal,
+        Reduce,
+        Transpose,
+        Concat,
+        Mix,
+        Slice,
+        Broadcast,
+        Embed,
+        Add,
+        Output,
+    )
+}
+"""Ops by their printed name."""

@@ -1,0 +1,194 @@
+"""A Program: frozen single-assignment ops, and the rules a well-formed one obeys.
+
+In: ops, tensors, weights. Out: the type of every value (`types_of`), or a ProgramError that names
+the op (`verify`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from symcompile.errors import ProgramError
+from symcompile.ir.ops import (
+    Add,
+    Broadcast,
+    Concat,
+    Const,
+    Diagonal,
+    Embed,
+    Input,
+    Mix,
+    Op,
+    Output,
+    Reduce,
+    Slice,
+    Transpose,
+)
+from symcompile.ir.types import Tensor, Type
+from symcompile.spec import Label
+
+__all__ = ["Program", "types_of", "verify"]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A layer as straight-line code.
+
+    Attributes:
+        ops: op number k defines value k; operands come earlier.
+        inputs: tensors read, in canonical order of the spec.
+        outputs: tensors written, likewise.
+        weights: (name, shape) of every weight, in the canonical schema.
+        sizes: known label sizes.
+        reduce: "mean" or "sum", what every `reduce` op does.
+    """
+
+    ops: tuple[Op, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    weights: tuple[tuple[str, tuple[int, ...]], ...]
+    sizes: tuple[tuple[Label, int], ...] = ()
+    reduce: str = "mean"
+
+    def __str__(self) -> str:
+        from symcompile.ir.text import print_program
+
+        return print_program(self)
+
+    @property
+    def weight_count(self) -> int:
+        """Number of scalar weights."""
+        return sum(prod(shape) for _, shape in self.weights)
+
+
+def types_of(program: Program) -> tuple[Type, ...]:
+    """The type of every value.
+
+    Raises:
+        ProgramError: an op reads a value not yet defined, or its operands do not fit it.
+    """
+    types: list[Type] = []
+    shapes = dict(program.weights)
+    for number, op in enumerate(program.ops):
+        if any(not 0 <= arg < number for arg in op.args):
+            raise ProgramError(f"op %{number} {op}: reads a value that no earlier op defines")
+        try:
+            types.append(_type_of(op, [types[arg] for arg in op.args], program, shapes))
+        except _IllTyped as error:
+            raise ProgramError(f"op %{number} {op}: {error}") from None
+    return tuple(types)
+
+
+def verify(program: Program) -> Program:
+    """Check single assignment, types, and that every output is written exactly once.
+
+    Returns:
+        the program itself, so that calls can be chained.
+
+    Raises:
+        ProgramError: naming the op or the output at fault.
+    """
+    types_of(program)
+    written = [op.tensor for op in program.ops if isinstance(op, Output)]
+    for tensor, output in enumerate(program.outputs):
+        if written.count(tensor) != 1:
+            raise ProgramError(
+                f"output {tensor} {output.path} is written {written.count(tensor)} times, not once"
+            )
+    if program.reduce not in ("mean", "sum"):
+        raise ProgramError(f"reduce is {program.reduce!r}, expected 'mean' or 'sum'")
+    used = {arg for op in program.ops for arg in op.args}
+    for number, op in enumerate(program.ops):
+        if number in used and isinstance(op, Output):
+            raise ProgramError(f"op %{number} {op}: an output is read by another op")
+    return program
+
+
+class _IllTyped(Exception):
+    pass
+
+
+def _need(condition: bool, message: str) -> None:
+    if not condition:
+        raise _IllTyped(message)
+
+
+def _is_partition(blocks: Sequence[Sequence[int]], count: int) -> bool:
+    return all(blocks) and sorted(axis for block in blocks for axis in block) == list(range(count))
+
+
+def _is_range(span: tuple[int, int], length: int) -> bool:
+    return 0 <= span[0] < span[1] <= length
+
+
+def _type_of(
+    op: Op, args: list[Type], program: Program, shapes: dict[str, tuple[int, ...]]
+) -> Type:
+    match op:
+        case Input(tensor=tensor):
+            _need(not args, "an input has no operands")
+            _need(0 <= tensor < len(program.inputs), f"there is no input {tensor}")
+            return program.inputs[tensor].type
+        case Const():
+            _need(not args, "a const has no operands")
+            return Type((), 1, batched=False)
+        case Concat() | Add():
+            _need(len(args) > 0, "needs at least one operand")
+            _need(len({arg.labels for arg in args}) == 1, "operands differ in labels")
+            batched = any(arg.batched for arg in args)
+            if isinstance(op, Concat):
+                _need(len({arg.batched for arg in args}) == 1, "operands differ in batch")
+                return Type(args[0].labels, sum(arg.width for arg in args), batched)
+            _need(len({arg.width for arg in args}) == 1, "operands differ in width")
+            return Type(args[0].labels, args[0].width, batched)
+    _need(len(args) == 1, f"needs one operand, has {len(args)}")
+    (arg,) = args
+    labels, order = arg.labels, len(arg.labels)
+    match op:
+        case Diagonal(blocks=blocks):
+            _need(_is_partition(blocks, order), f"blocks do not partition {order} axes")
+            for block in blocks:
+                _need(len({labels[a] for a in block}) == 1, f"block {block} mixes labels")
+            return Type(tuple(labels[b[0]] for b in blocks), arg.width, arg.batched)
+        case Reduce(axes=axes):
+            _need(len(set(axes)) == len(axes) > 0, "axes repeat, or there are none")
+            _need(all(0 <= a < order for a in axes), f"axes lie outside 0 to {order - 1}")
+            rest = tuple(label for a, label in enumerate(labels) if a not in axes)
+            return Type(rest, arg.width, arg.batched)
+        case Transpose(axes=axes):
+            _need(sorted(axes) == list(range(order)), f"axes do not permute {order} axes")
+            return Type(tuple(labels[a] for a in axes), arg.width, arg.batched)
+        case Mix(weight=weight, rows=rows, cols=cols):
+            _need(weight in shapes, f"there is no weight {weight!r}")
+            shape = shapes[weight] if len(shapes[weight]) == 2 else (1, *shapes[weight])
+            _need(_is_range(rows, shape[0]), f"rows {rows} lie outside {shape}")
+            _need(_is_range(cols, shape[1]), f"columns {cols} lie outside {shape}")
+            _need(rows[1] - rows[0] == arg.width, f"{arg.width} channels meet rows {rows}")
+            return Type(labels, cols[1] - cols[0], arg.batched)
+        case Slice(start=start, stop=stop):
+            _need(_is_range((start, stop), arg.width), f"range lies outside {arg.width} channels")
+            return Type(labels, stop - start, arg.batched)
+        case Broadcast(labels=wider, axes=axes):
+            _need(len(axes) == order, f"{len(axes)} places for {order} axes")
+            _need(list(axes) == sorted(set(axes)), "places do not increase")
+            _need(all(0 <= a < len(wider) for a in axes), "places lie outside the result")
+            _need(tuple(wider[a] for a in axes) == labels, "labels change on the way")
+            return Type(wider, arg.width, arg.batched)
+        case Embed(blocks=blocks):
+            _need(len(blocks) == order, f"{len(blocks)} blocks for {order} axes")
+            _need(
+                _is_partition(blocks, sum(map(len, blocks))), "blocks do not partition the result"
+            )
+            placed = {axis: labels[k] for k, block in enumerate(blocks) for axis in block}
+            return Type(tuple(placed[a] for a in range(len(placed))), arg.width, arg.batched)
+        case Output(tensor=tensor):
+            _need(0 <= tensor < len(program.outputs), f"there is no output {tensor}")
+            expected = program.outputs[tensor].type
+            _need(
+                (labels, arg.width) == (expected.labels, expected.width),
+                f"expects {expected}, finds {arg}",
+            )
+            return arg
+    raise _IllTyped(f"unknown op {type(op).__name__}")

@@ -1,0 +1,117 @@
+"""Pass: reduce features from each other instead of each from its input.
+
+In: a Program. Out: one in which every in-feature (a value made from an input by diagonals,
+reductions and transposes alone) comes from the cheapest other one above it in the lattice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from symcompile.diagrams import HalfDiagram
+from symcompile.diagrams.half import canonical_half
+from symcompile.diagrams.partitions import Blocks
+from symcompile.ir import Builder, Diagonal, Input, Op, Program, Reduce, Transpose
+from symcompile.lower.steps import reduce_by
+from symcompile.plan.lattice import choose_parents, relative
+
+__all__ = ["share_reductions"]
+
+
+def share_reductions(program: Program) -> Program:
+    """Re-plan how every in-feature is reduced."""
+    features = _features(program)
+    needed: dict[int, list[HalfDiagram]] = {}
+    for op in program.ops:
+        if not _is_step(op):
+            for arg in op.args:
+                if arg in features:
+                    feature = features[arg]
+                    needed.setdefault(feature.tensor, []).append(feature.half)
+    sizes = dict(program.sizes)
+    parents = {
+        tensor: choose_parents(halves, program.inputs[tensor].labels, sizes)
+        for tensor, halves in needed.items()
+    }
+    build = Builder(program)
+    made: dict[tuple[int, HalfDiagram], int] = {}
+    place: list[int] = []
+    for number, op in enumerate(program.ops):
+        if number not in features:
+            place.append(build.emit(replace(op, args=tuple(place[arg] for arg in op.args))))
+            continue
+        feature = features[number]
+        # Values on the way to a feature have no place of their own in the plan.
+        if feature.half.is_identity or feature.half in parents.get(feature.tensor, {}):
+            value = _make(build, program, feature.tensor, feature.half, parents, made)
+            place.append(build.transpose(value, feature.axes))
+        else:
+            place.append(-1)
+    return build.program()
+
+
+@dataclass(frozen=True, slots=True)
+class _Feature:
+    """A half-diagram of an input; axis k of the value is its propagating block `axes[k]`."""
+
+    tensor: int
+    half: HalfDiagram
+    axes: tuple[int, ...]
+
+
+def _is_step(op: Op) -> bool:
+    return isinstance(op, Diagonal | Reduce | Transpose)
+
+
+def _features(program: Program) -> dict[int, _Feature]:
+    """Every value that is an in-feature."""
+    seen: dict[int, tuple[int, Blocks, Blocks]] = {}
+    for number, op in enumerate(program.ops):
+        match op:
+            case Input(tensor=tensor):
+                axes = range(len(program.inputs[tensor].labels))
+                seen[number] = (tensor, tuple((axis,) for axis in axes), ())
+                continue
+            case _ if not _is_step(op) or op.args[0] not in seen:
+                continue
+        tensor, blocks, closed = seen[op.args[0]]
+        match op:
+            case Diagonal(blocks=groups):
+                blocks = tuple(
+                    tuple(sorted(axis for k in group for axis in blocks[k])) for group in groups
+                )
+            case Reduce(axes=gone):
+                closed += tuple(blocks[axis] for axis in gone)
+                blocks = tuple(block for axis, block in enumerate(blocks) if axis not in gone)
+            case Transpose(axes=order):
+                blocks = tuple(blocks[axis] for axis in order)
+        seen[number] = (tensor, blocks, closed)
+    features = {}
+    for number, (tensor, blocks, closed) in seen.items():
+        half = canonical_half(blocks, closed, program.inputs[tensor].labels)
+        order = tuple(half.propagating.index(block) for block in blocks)
+        features[number] = _Feature(tensor, half, order)
+    return features
+
+
+def _make(
+    build: Builder,
+    program: Program,
+    tensor: int,
+    half: HalfDiagram,
+    parents: Mapping[int, Mapping[HalfDiagram, HalfDiagram]],
+    made: dict[tuple[int, HalfDiagram], int],
+) -> int:
+    """Emit a feature, and before it those it is reduced from."""
+    if (tensor, half) not in made:
+        if half.is_identity:
+            # Canonical order differs from storage order where labels are not sorted.
+            made[tensor, half] = reduce_by(build, build.input(tensor), half)
+        else:
+            parent = parents[tensor][half]
+            step = relative(parent, half)
+            assert step is not None, "a parent lies above its child"
+            value = _make(build, program, tensor, parent, parents, made)
+            made[tensor, half] = reduce_by(build, value, step)
+    return made[tensor, half]

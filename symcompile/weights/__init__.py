@@ -1,0 +1,28 @@
+"""The canonical weights of a layer: their names, shapes, meaning and initial scale.
+
+In: input and output tensors and known sizes. Out: a `Schema` that no plan, backend or optimizer
+setting can change, so that a checkpoint never goes stale.
+"""
+
+from symcompile.weights.scale import Scale, init_scales
+from symcompile.weights.schema import (
+    BasisElement,
+    Column,
+    Row,
+    Schema,
+    Weight,
+    basis_elements,
+    build_schema,
+)
+
+__all__ = [
+    "BasisElement",
+    "Column",
+    "Row",
+    "Scale",
+    "Schema",
+    "Weight",
+    "basis_elements",
+    "build_schema",
+    "init_scales",
+]

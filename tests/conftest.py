@@ -1,0 +1,29 @@
+"""What every test runs under: the number of threads, and hypothesis's profiles.
+
+The one thing to know: HYPOTHESIS_PROFILE=dev looks for new counterexamples; the default, `ci`,
+tries the same examples on every run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from hypothesis import HealthCheck, settings
+
+# pytest-xdist already runs one process per core; more threads in each only fight over the cores.
+# The libraries read these when they are first imported, which is later than this file.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+if "torch" in sys.modules:  # a plugin imported it first, so the variables came too late
+    sys.modules["torch"].set_num_threads(1)
+
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    # Wall-clock time on a shared machine says nothing about the code under test.
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("dev", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
