@@ -18,7 +18,7 @@ from symcompile.files import write_atomically
 from symcompile.ir import Program, Tensor
 from symcompile.lower import lower_factored, lower_reference
 from symcompile.passes import stages
-from symcompile.plan import PlanInfo, plan_info
+from symcompile.planner import PlanInfo, plan_info
 from symcompile.spec import PermSpec, bind_specs, parse_spec, require_derivable, resolve_channels
 from symcompile.weights import build_schema, init_scales
 

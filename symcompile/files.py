@@ -15,8 +15,12 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
     """Write beside `path`, then rename.
 
     Raises:
-        ExportError: the folder is missing or not writable; `path` is as it was.
+        ExportError: the folder is missing or not writable, or `path` is a folder or a device;
+            `path` is as it was.
     """
+    if path.exists() and not path.is_file():
+        # Renaming over a device such as /dev/null would replace it, for root at least.
+        raise ExportError(f"cannot write {str(path)!r}: it is not a file; give a file's path")
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary: str | None = None
     try:
@@ -27,11 +31,11 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
         raise ExportError(
-            f"cannot write {str(path)!r}: {error.strerror or error}; "
+            f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}; "
             "give a path in a folder that exists and is writable"
         ) from error
     return path

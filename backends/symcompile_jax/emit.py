@@ -16,8 +16,6 @@ __all__ = ["emit"]
 _TEMPLATE = '''\
 {header}
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 
@@ -27,7 +25,9 @@ TENSORS = {tensors}
 # Shapes of the weights.
 WEIGHTS = {shapes}
 
-# Initial deviations, run-length coded: rows (length, factor, full), columns (length, base, full).
+# How weights are drawn, run-length coded: rows (length, factor, is direct), columns (length, base,
+# direct), and whether direct rows and columns meet in an orthogonal block. Standard deviations are
+# factor x base, and direct in that block.
 SCALES = {scales}
 
 
@@ -39,10 +39,10 @@ def init(key, dtype=None):
     """Draw the weights, a dict of arrays; the bias starts at zero."""
     dtype = jnp.dtype({default_dtype} if dtype is None else dtype)
     params = {{}}
-    for key, (name, shape) in zip(jax.random.split(key, len(WEIGHTS)), WEIGHTS.items(), strict=True):
+    keys = jax.random.split(key, len(WEIGHTS))
+    for key, (name, shape) in zip(keys, WEIGHTS.items(), strict=True):
         if name in SCALES:
-            deviation = _deviation(*SCALES[name])
-            params[name] = (jax.random.normal(key, shape, dtype) * deviation).astype(dtype)
+            params[name] = _draw(key, dtype, *SCALES[name])
         else:
             params[name] = jnp.zeros(shape, dtype)
     return params
@@ -58,22 +58,35 @@ def apply(params, x):
 {weights}
 
 {compute}
-    return {result}
+{result}
 
 
-def _deviation(rows, cols):
-    """Standard deviation of each entry of a weight."""
-    lengths, factor, full = map(jnp.array, zip(*rows, strict=True))
-    factor, is_full = jnp.repeat(factor, lengths), jnp.repeat(full, lengths)
-    lengths, base, full = map(jnp.array, zip(*cols, strict=True))
-    base, full = jnp.repeat(base, lengths), jnp.repeat(full, lengths)
-    return jnp.where(is_full[:, None], full, factor[:, None] * base)
+def _draw(key, dtype, rows, cols, orthogonal):
+    """Initial values of a weight."""
+    factor, is_direct = ([run[k] for run in rows for _ in range(run[0])] for k in (1, 2))
+    base, direct = ([run[k] for run in cols for _ in range(run[0])] for k in (1, 2))
+    tops = [row for row, yes in enumerate(is_direct) if yes]
+    lefts = [col for col, deviation in enumerate(direct) if deviation]
+    # Half types are drawn in float32 and rounded.
+    kind = jnp.promote_types(dtype, jnp.float32)
+    key, direct_key = jax.random.split(key)
+    values = jax.random.normal(key, (len(factor), len(base)), kind)
+    values *= jnp.array(factor, kind)[:, None] * jnp.array(base, kind)
+    if tops and lefts:
+        shape = (len(tops), len(lefts))
+        if orthogonal:
+            draw = jax.nn.initializers.orthogonal(max(shape) ** 0.5)  # entries of unit variance
+        else:
+            draw = jax.nn.initializers.normal(1.0)
+        block = draw(direct_key, shape, kind) * jnp.array([direct[col] for col in lefts], kind)
+        values = values.at[jnp.ix_(jnp.array(tops), jnp.array(lefts))].set(block)
+    return values.astype(dtype)
 
 
 def _flatten(tree, path=()):
     """Every array of a tree of mappings and sequences, by path."""
-    if isinstance(tree, Mapping):
-        items = tree.items()
+    if hasattr(tree, "keys"):
+        items = [(key, tree[key]) for key in tree.keys()]
     elif isinstance(tree, (list, tuple)):
         items = enumerate(tree)
     else:
@@ -93,9 +106,15 @@ def _read(x):
     found = _flatten(x)
     for path, order in TENSORS:
         if path not in found:
-            raise ShapeError(f"{{_place(path)}} is missing; the spec has a tensor there")
+            inside = [other for other in found if other[: len(path)] == path]
+            what = f"a container of {{len(inside)}} entries" if inside else "nothing"
+            raise ShapeError(
+                f"{{_place(path)}}: found {{what}}, expected an array (*batch, {{order}} axes, "
+                "channels); give a tree with the same paths as the spec"
+            )
         if not hasattr(found[path], "shape") or not hasattr(found[path], "dtype"):
-            raise ShapeError(f"{{_place(path)}} is a {{type(found[path]).__name__}}, not an array")
+            kind = type(found[path]).__name__
+            raise ShapeError(f"{{_place(path)}}: found a {{kind}} object, expected an array")
         if len(found[path].shape) < order + 1:
             raise ShapeError(
                 f"{{_place(path)}} has shape {{found[path].shape}}, expected (*batch, "
@@ -110,6 +129,8 @@ def _read(x):
 
 def _weights(params):
     """The weights by name; every one there, of its shape."""
+    if not hasattr(params, "keys"):
+        raise ShapeError(f"params: found {{type(params).__name__}}, expected a dict of arrays")
     for name, shape in WEIGHTS.items():
         if name not in params:
             raise ShapeError(f"params[{{name!r}}] is missing; expected {{sorted(WEIGHTS)}}")
@@ -156,7 +177,6 @@ def _equal(order, *groups):
 '''
 
 _TAKEN = {
-    "Mapping",
     "SCALES",
     "ShapeError",
     "TENSORS",
@@ -177,18 +197,21 @@ def emit(compiled: Compiled) -> str:
     """The layer's source; the same bytes for the same spec and options."""
     shapes = compiled.program.weights
     parts = write_parts(compiled, _Jax(), _TAKEN)
+    weights = [f"{name} = weights[{name!r}].astype(dtype)" for name, _ in shapes]
+    if parts.reduces:
+        weights.append("wide = jnp.promote_types(dtype, jnp.float32)  # reductions")
     listing = "".join(f"    {name!r}: {shape!r},\n" for name, shape in shapes)
     source = _TEMPLATE.format(
         header=header(compiled, "JAX"),
         tensors=tensors_table(parts.tensors),
         shapes=f"{{\n{listing}}}",
         scales=scales_table(compiled),
-        default_dtype=repr(compiled.dtype) if compiled.dtype else "float",
+        default_dtype=repr(compiled.dtype) if compiled.dtype else "jnp.result_type(float)",
         read=block(parts.read, 4),
         cast=block((f"{name} = {name}.astype(dtype)" for name in parts.inputs), 4),
-        weights=block((f"{n} = weights[{n!r}].astype(dtype)" for n, _ in shapes), 4),
+        weights=block(weights, 4),
         compute=block(parts.compute, 4),
-        result=parts.result,
+        result=block((f"return {parts.result}",), 4),
     )
     return source + (_ON_DIAGONAL if "_equal(" in source else "")
 
@@ -196,20 +219,25 @@ def emit(compiled: Compiled) -> str:
 class _Jax:
     """JAX's spelling."""
 
-    def weight(self, name: str) -> str:
-        return name
-
     def ones(self) -> str:
         return "jnp.ones(1, dtype)"
 
     def concat(self, values: Sequence[str]) -> str:
-        return f"jnp.concatenate({wrapped(values)}, axis=-1)"
+        return f"jnp.concatenate({wrapped(values, width=40)}, axis=-1)"
 
-    def reduce(self, value: str, how: str, axes: Sequence[int]) -> str:
+    def reduce(self, value: str, how: str, axes: Sequence[int], *, widen: bool) -> str:
         over = str(axes[0]) if len(axes) == 1 else str(tuple(axes))
-        return f"{value}.{how}(axis={over})"
+        return f"{value}.{how}(axis={over}{', dtype=wide' if widen else ''})"
+
+    def cast(self, value: str) -> str:
+        return f"{value}.astype(dtype)"
+
+    def copy(self, value: str) -> str:
+        return value
 
     def move_axes(self, value: str, source: Sequence[int], target: Sequence[int]) -> str:
+        if len(source) == 1:
+            return f"jnp.moveaxis({value}, {source[0]}, {target[0]})"
         return f"jnp.moveaxis({value}, {tuple(source)}, {tuple(target)})"
 
     def diagonal(self, value: str, axis1: int, axis2: int) -> str:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from symcompile.codegen import Compiled, load_module
-from symcompile.plan import PlanInfo
+from symcompile.planner import PlanInfo
 from symcompile.spec import PermSpec
 from symcompile.weights import BasisElement
 from symcompile_jax.emit import emit

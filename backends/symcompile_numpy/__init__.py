@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,9 @@ class _NumpyBackend:
 
     def from_numpy(self, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return value
+
+    def precision(self, dtype: str) -> AbstractContextManager[object]:
+        return nullcontext()
 
 
 BACKEND = _NumpyBackend()

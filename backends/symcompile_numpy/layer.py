@@ -15,10 +15,11 @@ import numpy as np
 from symcompile.codegen import Compiled
 from symcompile.errors import ShapeError
 from symcompile.ir import Program
-from symcompile.plan import PlanInfo
+from symcompile.planner import PlanInfo
 from symcompile.spec import (
     Fixed,
     Label,
+    Path,
     PermSpec,
     flatten_like,
     format_path,
@@ -103,8 +104,15 @@ class NumpyLayer:
             ShapeError: `x` or `params` does not fit.
         """
         program = self.compiled.program
-        leaves = [np.asarray(leaf) for leaf in flatten_like(self.spec, x)]
+        leaves = [
+            _array(leaf, tensor.path)
+            for leaf, tensor in zip(flatten_like(self.spec, x), program.inputs, strict=True)
+        ]
         sizes = self._sizes(leaves)
+        if not isinstance(params, Mapping):
+            raise ShapeError(
+                f"params: found {type(params).__name__}, expected a dict of arrays by name"
+            )
         weights = {name: np.asarray(value) for name, value in params.items()}
         for name, shape in program.weights:
             if name not in weights:
@@ -160,6 +168,15 @@ class NumpyLayer:
         return sizes
 
 
+def _array(leaf: Any, path: Path) -> Array:
+    # A list of numbers would convert too, and hide a tree that is nested too deep.
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        raise ShapeError(
+            f"x{format_path(path)}: found a {type(leaf).__name__} object, expected an array"
+        )
+    return np.asarray(leaf)
+
+
 def _dtype(name: Any) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
@@ -179,12 +196,32 @@ def _draw(
 ) -> Array:
     if scale is None:
         return np.zeros(shape, kind)
-    length, factor, whole = zip(*scale.rows, strict=True)
-    rows, full_rows = np.repeat(factor, length), np.repeat(whole, length)
-    length, base, full = zip(*scale.cols, strict=True)
-    cols, full_cols = np.repeat(base, length), np.repeat(full, length)
-    deviation = np.where(full_rows[:, None], full_cols, rows[:, None] * cols)
+    length, factor, is_direct = zip(*scale.rows, strict=True)
+    factors, tops = np.repeat(factor, length), np.flatnonzero(np.repeat(is_direct, length))
+    length, base, direct = zip(*scale.cols, strict=True)
+    bases, deviations = np.repeat(base, length), np.repeat(direct, length)
+    lefts = np.flatnonzero(deviations)
+    values = _noise(rng, shape, kind) * (factors[:, None] * bases)
+    if tops.size and lefts.size:
+        block = _noise(rng, (tops.size, lefts.size), kind)
+        if scale.orthogonal:
+            block = _orthogonal(block)
+        values[np.ix_(tops, lefts)] = block * deviations[lefts]
+    return np.asarray(values).astype(kind)
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], kind: np.dtype[Any]) -> Array:
     noise = rng.standard_normal(shape)
     if kind.kind == "c":
-        noise = (noise + 1j * rng.standard_normal(shape)) / np.sqrt(2)
-    return np.asarray(noise * deviation).astype(kind)
+        return np.asarray((noise + 1j * rng.standard_normal(shape)) / np.sqrt(2))
+    return noise
+
+
+def _orthogonal(noise: Array) -> Array:
+    """A random matrix whose shorter side is orthogonal; entries keep unit variance."""
+    if noise.shape[0] < noise.shape[1]:
+        return _orthogonal(noise.T).T
+    q, r = np.linalg.qr(noise)
+    # The signs make it uniform over orthogonal matrices (Mezzadri, arXiv math-ph/0609050).
+    phase = np.diagonal(r) / np.abs(np.diagonal(r))
+    return np.asarray(q * phase * np.sqrt(noise.shape[0]))

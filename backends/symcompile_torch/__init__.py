@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,9 @@ class _TorchBackend:
         if value.dtype.name == "bfloat16":
             return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(value)
+
+    def precision(self, dtype: str) -> AbstractContextManager[object]:
+        return nullcontext()
 
 
 BACKEND = _TorchBackend()

@@ -16,15 +16,15 @@ __all__ = ["emit"]
 _TEMPLATE = '''\
 {header}
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
 # The tensors read: (path, number of axes besides batch and channels).
 TENSORS = {tensors}
 
-# Initial deviations, run-length coded: rows (length, factor, full), columns (length, base, full).
+# How weights are drawn, run-length coded: rows (length, factor, is direct), columns (length, base,
+# direct), and whether direct rows and columns meet in an orthogonal block. Standard deviations are
+# factor x base, and direct in that block.
 SCALES = {scales}
 
 
@@ -46,7 +46,7 @@ class {name}(nn.Module):
         """Draw the weights anew; the bias starts at zero."""
         for name, weight in self.named_parameters(recurse=False):
             if name in SCALES:
-                weight.copy_(torch.randn_like(weight) * _deviation(weight, *SCALES[name]))
+                weight.copy_(_draw(weight, *SCALES[name]))
             else:
                 weight.zero_()
 
@@ -58,29 +58,42 @@ class {name}(nn.Module):
 {weights}
 
 {compute}
-        return {result}
+{result}
 
 
-def _deviation(weight, rows, cols):
-    """Standard deviation of each entry of a weight."""
-    kind = {{"device": weight.device, "dtype": torch.float64}}
-    if weight.device.type == "mps":
-        kind["dtype"] = torch.float32
-    lengths, factor, full = zip(*rows, strict=True)
-    lengths = torch.tensor(lengths, device=weight.device)
-    factor = torch.tensor(factor, **kind).repeat_interleave(lengths)[:, None]
-    is_full = torch.tensor(full, device=weight.device).repeat_interleave(lengths)[:, None]
-    lengths, base, full = zip(*cols, strict=True)
-    lengths = torch.tensor(lengths, device=weight.device)
-    base = torch.tensor(base, **kind).repeat_interleave(lengths)
-    full = torch.tensor(full, **kind).repeat_interleave(lengths)
-    return torch.where(is_full, full, factor * base).to(weight.real.dtype)
+def _draw(weight, rows, cols, orthogonal):
+    """Initial values of a weight."""
+    factor, is_direct = ([run[k] for run in rows for _ in range(run[0])] for k in (1, 2))
+    base, direct = ([run[k] for run in cols for _ in range(run[0])] for k in (1, 2))
+    tops = [row for row, yes in enumerate(is_direct) if yes]
+    lefts = [col for col, deviation in enumerate(direct) if deviation]
+    # Half types are drawn in float32 and rounded.
+    kind = {{"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}}
+    values = torch.randn(weight.shape, **kind)
+    values *= torch.tensor(factor, **kind)[:, None] * torch.tensor(base, **kind)
+    if tops and lefts:
+        block = torch.randn(len(tops), len(lefts), **kind)
+        if orthogonal:
+            block = _orthogonal(block)
+        block *= torch.tensor([direct[col] for col in lefts], **kind)
+        index = torch.tensor(tops, device=weight.device)[:, None]
+        values[index, torch.tensor(lefts, device=weight.device)] = block
+    return values
+
+
+def _orthogonal(noise):
+    """A random matrix whose shorter side is orthogonal; entries keep unit variance."""
+    tall = noise if noise.shape[0] >= noise.shape[1] else noise.mH
+    q, r = torch.linalg.qr(tall)
+    # The signs make it uniform over orthogonal matrices (Mezzadri, arXiv math-ph/0609050).
+    q = q * r.diagonal().sgn() * tall.shape[0] ** 0.5
+    return q if tall is noise else q.mH
 
 
 def _flatten(tree, path=()):
     """Every tensor of a tree of mappings and sequences, by path."""
-    if isinstance(tree, Mapping):
-        items = tree.items()
+    if hasattr(tree, "keys"):
+        items = [(key, tree[key]) for key in tree.keys()]
     elif isinstance(tree, (list, tuple)):
         items = enumerate(tree)
     else:
@@ -100,9 +113,15 @@ def _read(x):
     found = _flatten(x)
     for path, order in TENSORS:
         if path not in found:
-            raise ShapeError(f"{{_place(path)}} is missing; the spec has a tensor there")
+            inside = [other for other in found if other[: len(path)] == path]
+            what = f"a container of {{len(inside)}} entries" if inside else "nothing"
+            raise ShapeError(
+                f"{{_place(path)}}: found {{what}}, expected a tensor (*batch, {{order}} axes, "
+                "channels); give a tree with the same paths as the spec"
+            )
         if not isinstance(found[path], torch.Tensor):
-            raise ShapeError(f"{{_place(path)}} is a {{type(found[path]).__name__}}, not a tensor")
+            kind = type(found[path]).__name__
+            raise ShapeError(f"{{_place(path)}}: found a {{kind}} object, expected a tensor")
         if found[path].dim() < order + 1:
             raise ShapeError(
                 f"{{_place(path)}} has shape {{tuple(found[path].shape)}}, expected (*batch, "
@@ -127,17 +146,22 @@ def _check(index, tensor, expected):
 
 
 def _common_dtype(leaves, weight):
-    """The dtype to compute in: the inputs', unless they are integers or the weights complex."""
+    """The dtype to compute in: the inputs', unless they are integers or the weights complex.
+
+    Under autocast it is autocast's, as for any matrix product.
+    """
     dtype = leaves[0].dtype
     for leaf in leaves:
         dtype = torch.promote_types(dtype, leaf.dtype)
     if weight.is_complex() or not (dtype.is_floating_point or dtype.is_complex):
         dtype = torch.promote_types(dtype, weight.dtype)
+    device = leaves[0].device.type
+    if dtype.is_floating_point and dtype.itemsize <= 4 and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
     return dtype
 '''
 
 _TAKEN = {
-    "Mapping",
     "SCALES",
     "ShapeError",
     "TENSORS",
@@ -155,6 +179,9 @@ def emit(compiled: Compiled) -> str:
     shapes = compiled.program.weights
     parts = write_parts(compiled, _Torch(), _TAKEN | {compiled.name})
     first = shapes[0][0]
+    weights = [f"{name} = self.{name}.to(dtype)" for name, _ in shapes]
+    if parts.reduces:
+        weights.append("wide = torch.promote_types(dtype, torch.float32)  # reductions")
     default = ""
     if compiled.dtype is not None:
         default = f"        dtype = torch.{compiled.dtype} if dtype is None else dtype\n"
@@ -174,29 +201,34 @@ def emit(compiled: Compiled) -> str:
         first=first,
         read=block(parts.read, 8),
         cast=block((f"{name} = {name}.to(dtype)" for name in parts.inputs), 8),
-        weights=block((f"{name} = self.{name}.to(dtype)" for name, _ in shapes), 8),
+        weights=block(weights, 8),
         compute=block(parts.compute, 8),
-        result=parts.result,
+        result=block((f"return {parts.result}",), 8),
     )
 
 
 class _Torch:
     """PyTorch's spelling."""
 
-    def weight(self, name: str) -> str:
-        return name
-
     def ones(self) -> str:
         return "torch.ones(1, dtype=dtype, device=leaves[0].device)"
 
     def concat(self, values: Sequence[str]) -> str:
-        return f"torch.cat({wrapped(values)}, dim=-1)"
+        return f"torch.cat({wrapped(values, width=40)}, dim=-1)"
 
-    def reduce(self, value: str, how: str, axes: Sequence[int]) -> str:
+    def reduce(self, value: str, how: str, axes: Sequence[int], *, widen: bool) -> str:
         dims = str(axes[0]) if len(axes) == 1 else str(tuple(axes))
-        return f"{value}.{how}(dim={dims})"
+        return f"{value}.{how}(dim={dims}{', dtype=wide' if widen else ''})"
+
+    def cast(self, value: str) -> str:
+        return f"{value}.to(dtype)"
+
+    def copy(self, value: str) -> str:
+        return f"{value}.clone()"
 
     def move_axes(self, value: str, source: Sequence[int], target: Sequence[int]) -> str:
+        if len(source) == 1:
+            return f"{value}.movedim({source[0]}, {target[0]})"
         return f"{value}.movedim({tuple(source)}, {tuple(target)})"
 
     def diagonal(self, value: str, axis1: int, axis2: int) -> str:
@@ -207,15 +239,19 @@ class _Torch:
 
     def split(self, value: str, widths: Sequence[int]) -> str:
         sizes = str(widths[0]) if len(set(widths)) == 1 else wrapped([str(w) for w in widths])
-        return f"({value}).split({sizes}, dim=-1)"
+        return f"{value}.split({sizes}, dim=-1)"
 
     def embed(self, request: Embedding) -> list[str]:
-        target = request.target
-        if request.owned:
-            start = str(request.total)
-        else:
-            start = f"{request.value}.new_zeros({request.shape})"
+        # In place on a view of the diagonals: several times faster than to make a whole array of
+        # zeros and add it, forward and backward.
+        target, value = request.target, request.value
+        lines = []
+        if not request.owned:
+            start = f"{value}.new_zeros({request.shape})"
             if request.total is not None:
                 start += f" + {request.total}"
-        diagonals = request.view(target)
-        return [f"{target} = {start}", f"{diagonals}.add_({request.value})"]
+            lines.append(f"{target} = {start}")
+        elif not request.covered:
+            # Zero, but batched wherever vmap batches the value.
+            lines.append(f"{target} = {target} + {value}.new_zeros(())")
+        return [*lines, f"{request.view(target)}.add_({value})"]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from symcompile.codegen import Compiled, load_module
-from symcompile.plan import PlanInfo
+from symcompile.planner import PlanInfo
 from symcompile.spec import PermSpec
 from symcompile.weights import BasisElement
 from symcompile_torch.emit import emit

@@ -7,6 +7,7 @@ entry-point group `symcompile.backends`, so a third party can add one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
@@ -45,6 +46,9 @@ class Backend(Protocol):
 
     def from_numpy(self, value: Any) -> Any:
         """A NumPy array as one of its tensors."""
+
+    def precision(self, dtype: str) -> AbstractContextManager[object]:
+        """Inside it, `from_numpy` and `call` keep this dtype (JAX turns off float64 otherwise)."""
 
 
 def backend_names() -> tuple[str, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 from symcompile.ir import Program
-from symcompile.plan import PlanInfo
+from symcompile.planner import PlanInfo
 from symcompile.spec import PermSpec
 from symcompile.weights import BasisElement, Scale, Schema, basis_elements
 
@@ -38,6 +39,21 @@ class Compiled:
     dtype: str | None = None
     name: str = "EquivariantLinear"
     stages: tuple[tuple[str, Program], ...] = ()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Programs run to thousands of ops, and a static argument is hashed at every call.
+        return hash((self.spec, self.out_spec, self.program, self.scales, self.dtype, self.name))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is cached stays behind: a hash of strings means nothing to another process.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __deepcopy__(self, memo: object) -> Compiled:
+        return self  # frozen to the last part
 
     @cached_property
     def basis(self) -> tuple[BasisElement, ...]:

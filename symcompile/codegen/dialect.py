@@ -22,7 +22,11 @@ class Embedding:
         place: `value` indexed so that it broadcasts against the target.
         view: maps an expression for the target to the expression of its diagonals, shaped as value.
         total: what to add to, or None for zero.
-        owned: True if `total` is a new array of full extent that nothing else reads.
+        owned: True if `total` is a new array of full extent that nothing else reads; `target` is
+            then its name.
+        covered: True if `total` depends on every input and weight that `value` depends on. Where
+            it does not, a transform that batches one of those (vmap) makes `value` larger than
+            `total`, and a sum in place would not fit.
         shape: full shape of the target, a tuple expression.
         equal: groups of axes that share one index, with the group's size.
         order: number of index axes of the target.
@@ -34,6 +38,7 @@ class Embedding:
     view: Callable[[str], str]
     total: str | None
     owned: bool
+    covered: bool
     shape: str
     equal: tuple[tuple[tuple[int, ...], str], ...]
     order: int
@@ -42,17 +47,20 @@ class Embedding:
 class Dialect(Protocol):
     """One framework's spelling."""
 
-    def weight(self, name: str) -> str:
-        """A weight, in the dtype of the computation."""
-
     def ones(self) -> str:
         """The constant 1: an array of one channel."""
 
     def concat(self, values: Sequence[str]) -> str:
         """Side by side along the channels."""
 
-    def reduce(self, value: str, how: str, axes: Sequence[int]) -> str:
-        """`how` is "mean" or "sum"."""
+    def reduce(self, value: str, how: str, axes: Sequence[int], *, widen: bool) -> str:
+        """`how` is "mean" or "sum"; with `widen`, accumulated in and returned as dtype `wide`."""
+
+    def cast(self, value: str) -> str:
+        """In the dtype of the computation, `dtype`."""
+
+    def copy(self, value: str) -> str:
+        """A new array, where arrays can be changed in place; else the value."""
 
     def move_axes(self, value: str, source: Sequence[int], target: Sequence[int]) -> str:
         """Axis `source[k]` goes to `target[k]`, the others keep their order."""

@@ -6,6 +6,7 @@ axes are split and fixed axes folded into the channels on the way in; the revers
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from symcompile.codegen.compiled import Compiled
@@ -23,9 +24,12 @@ from symcompile.spec import (
     size_sources,
 )
 
-__all__ = ["Layout", "wrapped"]
+__all__ = ["Layout", "one_move", "wrapped"]
 
 _LINE = 88
+
+_DEEPEST = 16
+"""Most containers nested in one expression; Python's parser gives up at 200."""
 
 
 class Layout:
@@ -34,6 +38,7 @@ class Layout:
     def __init__(self, compiled: Compiled, dialect: Dialect, namer: Namer) -> None:
         self._compiled = compiled
         self._dialect = dialect
+        self._namer = namer
         self._known = dict(compiled.program.sizes)
         self.inputs = [namer(name, "x") for name in _short_names(compiled.program.inputs)]
         self.outputs = [namer(f"out_{name}") for name in _short_names(compiled.program.outputs)]
@@ -52,88 +57,140 @@ class Layout:
     def read(self) -> list[str]:
         """From `leaves`, a list of tensors, to checked, folded values of one dtype."""
         tensors = self._compiled.program.inputs
-        lines = [f"{wrapped(self.inputs)} = leaves"]
-        lines.append(f"batch = tuple({self.inputs[0]}.shape[: -{len(tensors[0].axes) + 1}])")
+        lines = [f"{wrapped(self.inputs, bare=True)} = leaves"]
+        lines.append(f"batch = tuple({self.inputs[0]}.shape[:-{len(tensors[0].axes) + 1}])")
         for label, source in size_sources(self._compiled.spec):
             if label in self._known or isinstance(source, int):
                 continue
             leaf, axis, others = source
             text = f"{self.inputs[leaf]}.shape[{axis - len(tensors[leaf].axes) - 1}]"
             if others:
-                text += f" // {self._product(others)}"
+                divisor = self._product(others)
+                text += f" // ({divisor})" if len(others) > 1 else f" // {divisor}"
             lines.append(f"{self._sizes[label]} = {text}")
         for index, (name, tensor) in enumerate(zip(self.inputs, tensors, strict=True)):
-            sizes = [self._product(axis_atoms(axis)) for axis in tensor.axes]
-            shape = ", ".join(["*batch", *sizes, str(tensor.channels)])
-            lines.append(f"_check({index}, {name}, ({shape}))")
+            lines.append(f"_check({index}, {name}, {self._stored(tensor)})")
         for name, tensor in zip(self.inputs, tensors, strict=True):
             folded = self._fold(name, tensor)
             if folded != name:
                 lines.append(f"{name} = {folded}")
         return lines
 
-    def write(self, text: str, tensor: int) -> str:
-        """Statement that assigns output number `tensor` from its folded value."""
-        return (
-            f"{self.outputs[tensor]} = {self._unfold(text, self._compiled.program.outputs[tensor])}"
-        )
+    def write(self, text: str, tensor: int) -> list[str]:
+        """Statements that make output number `tensor` from its folded value."""
+        text = self._unfold(text, self._compiled.program.outputs[tensor])
+        if text.isidentifier():
+            self.outputs[tensor] = text
+            return []
+        return [f"{self.outputs[tensor]} = {text}"]
 
-    def result(self) -> str:
-        """The output tree as a literal over output names."""
+    def result(self, lines: list[str]) -> str:
+        """The output tree as a literal over output names; deep parts of it are put in `lines`."""
 
-        def tree(node: Node) -> str:
+        def tree(node: Node) -> tuple[str, int]:
             if isinstance(node, LeafNode):
-                return self.outputs[node.index]
+                return self.outputs[node.index], 0
             if isinstance(node, DictNode):
-                return f"{{{', '.join(f'{key!r}: {tree(child)}' for key, child in node.items)}}}"
-            return f"[{', '.join(map(tree, node.items))}]"
+                parts = [(f"{key!r}: ", tree(child)) for key, child in node.items]
+                ends = "{}"
+            else:
+                parts = [("", tree(child)) for child in node.items]
+                ends = "[]"
+            text = _literal([f"{key}{value}" for key, (value, _) in parts], ends)
+            depth = 1 + max((depth for _, (_, depth) in parts), default=0)
+            if depth < _DEEPEST:
+                return text, depth
+            name = self._namer("tree")
+            lines.append(f"{name} = {text}")
+            return name, 0
 
-        return tree(self._compiled.out_spec.structure)
+        return tree(self._compiled.out_spec.structure)[0]
 
     def _product(self, atoms: Sequence[Atom]) -> str:
-        sizes = [str(a.size) if isinstance(a, Fixed) else self.size(a.label) for a in atoms]
-        return sizes[0] if len(sizes) == 1 else f"({' * '.join(sizes)})"
+        return " * ".join(
+            str(a.size) if isinstance(a, Fixed) else self.size(a.label) for a in atoms
+        )
 
     def _stored(self, tensor: Tensor) -> str:
         sizes = [self._product(axis_atoms(axis)) for axis in tensor.axes]
         return f"({', '.join(['*batch', *sizes, str(tensor.channels)])})"
 
     def _fold(self, text: str, tensor: Tensor) -> str:
-        if len(tensor.atoms) != len(tensor.axes):
-            sizes = [self._product((atom,)) for atom in tensor.atoms]
-            text = f"{text}.reshape(({', '.join(['*batch', *sizes, str(tensor.channels)])}))"
+        stored, folded = _fixed_places(tensor)
+        composite = len(tensor.atoms) != len(tensor.axes)
+        if composite and (stored != folded or not tensor.fixed):
+            text = f"{text}.reshape({self._split(tensor, tensor.atoms)})"
+        if stored != folded:
+            text = self._dialect.move_axes(text, stored, folded)
         if tensor.fixed:
-            stored, folded = _fixed_places(tensor)
-            if stored != folded:
-                text = self._dialect.move_axes(text, stored, folded)
             text = f"{text}.reshape({self.shape(tensor.labels, tensor.width)})"
         return text
 
     def _unfold(self, text: str, tensor: Tensor) -> str:
-        if tensor.fixed:
-            sizes = [*map(self.size, tensor.labels), *map(str, tensor.fixed)]
-            text = f"{text}.reshape(({', '.join(['*batch', *sizes, str(tensor.channels)])}))"
-            stored, folded = _fixed_places(tensor)
-            if stored != folded:
-                text = self._dialect.move_axes(text, folded, stored)
-        if len(tensor.atoms) != len(tensor.axes):
+        stored, folded = _fixed_places(tensor)
+        composite = len(tensor.atoms) != len(tensor.axes)
+        if stored != folded:
+            atoms = sorted(tensor.atoms, key=lambda atom: isinstance(atom, Fixed))
+            text = f"{text}.reshape({self._split(tensor, atoms)})"
+            text = self._dialect.move_axes(text, folded, stored)
+        if composite or (tensor.fixed and stored == folded):
             text = f"{text}.reshape({self._stored(tensor)})"
         return text
 
+    def _split(self, tensor: Tensor, atoms: Sequence[Atom]) -> str:
+        """The shape with an axis for every part of a composite axis."""
+        sizes = [self._product((atom,)) for atom in atoms]
+        return f"({', '.join(['*batch', *sizes, str(tensor.channels)])})"
 
-def wrapped(items: Sequence[str], *, margin: int = 4) -> str:
-    """Comma-separated items in parentheses, over several lines where one would be too long."""
-    text = f"({', '.join(items)}{',' if len(items) == 1 else ''})"
-    if len(text) <= _LINE - 20:
-        return text
+
+def one_move(source: Sequence[int], target: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    """The same rearrangement of the last axes as the move of a single one, if it is one.
+
+    >>> one_move((-1, -3, -2), (-3, -2, -1))
+    ((-1,), (-3,))
+    """
+    places = sorted(target)
+    moved = dict(zip(target, source, strict=True))
+    wanted = [moved[place] for place in places]
+    # Moves of the channels last and by short ways first, so that neighbours read as a swap.
+    for first in places:
+        for last in places:
+            trial = [place for place in places if place != first]
+            trial.insert(places.index(last), first)
+            if trial == wanted and first != last:
+                return (first,), (last,)
+    return tuple(source), tuple(target)
+
+
+def wrapped(items: Sequence[str], *, bare: bool = False, width: int = _LINE - 20) -> str:
+    """Comma-separated items in parentheses, over several lines where one would be too long.
+
+    Args:
+        bare: leave the parentheses out where neither length nor a lone item calls for them.
+        width: longest text kept in one line.
+    """
+    text = ", ".join(items)
+    if len(text) <= width:
+        if len(items) == 1:
+            return f"({text},)"
+        return text if bare else f"({text})"
     lines, line = [], ""
     for item in items:
-        if line and len(line) + len(item) + 2 > _LINE - margin:
+        if line and len(line) + len(item) + 2 > _LINE - 4:
             lines.append(line)
             line = ""
         line += f"{item}, "
     lines.append(line)
     return "(\n" + "\n".join(f"    {line.rstrip()}" for line in lines) + "\n)"
+
+
+def _literal(items: Sequence[str], ends: str) -> str:
+    """A dict or list literal, over several lines where one would be too long."""
+    text = ends[0] + ", ".join(items) + ends[1]
+    if len(text) <= _LINE - 10 and "\n" not in text:
+        return text
+    inner = "".join(textwrap.indent(f"{item},\n", "    ") for item in items)
+    return f"{ends[0]}\n{inner}{ends[1]}"
 
 
 def _short_names(tensors: Sequence[Tensor]) -> list[str]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import atexit
 import hashlib
 import importlib.util
+import os
 import shutil
 import sys
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -21,11 +23,19 @@ from symcompile.errors import ShapeError
 
 __all__ = ["load_module"]
 
+_LOADING = threading.RLock()
+
 
 @cache
 def _directory() -> Path:
     folder = tempfile.mkdtemp(prefix="symcompile-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # a forked child leaves its parent's files alone
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
     return Path(folder)
 
 
@@ -36,8 +46,11 @@ def load_module(source: str, kind: str) -> ModuleType:
         kind: the backend's name, part of the module's name.
     """
     name = f"symcompile_generated_{kind}_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
+    with _LOADING:  # else a second thread could see a module half loaded
+        return sys.modules[name] if name in sys.modules else _load(source, name)
+
+
+def _load(source: str, name: str) -> ModuleType:
     path = _directory() / f"{name}.py"
     path.write_text(source, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(name, path)

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterable
 
 from symcompile.codegen.compiled import Compiled
+from symcompile.codegen.layout import wrapped
 from symcompile.ir.types import Tensor
 from symcompile.spec import PermSpec, format_axis, format_path
 
@@ -32,7 +33,13 @@ def header(compiled: Compiled, target: str) -> str:
         *_sizes(compiled.spec),
         *str(plan).split("\n"),
     ]
-    return "\n".join(f"# {line}".rstrip() for line in lines)
+    return "\n".join(_comment(line) for line in lines)
+
+
+def _comment(line: str) -> str:
+    """One line of comment, whatever is in it: a control character could end it early."""
+    text = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in line)
+    return f"# {text}".rstrip()
 
 
 def tensors_table(tensors: Iterable[str]) -> str:
@@ -41,12 +48,13 @@ def tensors_table(tensors: Iterable[str]) -> str:
 
 
 def scales_table(compiled: Compiled) -> str:
-    """The literal of all initial scales: name -> (row runs, column runs)."""
+    """The literal of all initial scales: name -> (row runs, column runs, is orthogonal)."""
     lines = ["{"]
     for scale in compiled.scales:
-        rows = ", ".join(f"({n}, {factor:.7g}, {full})" for n, factor, full in scale.rows)
-        cols = ", ".join(f"({n}, {base:.7g}, {full:.7g})" for n, base, full in scale.cols)
-        lines.append(f"    {scale.weight!r}: (({rows},), ({cols},)),")
+        rows = wrapped([f"({n}, {factor:.7g}, {direct})" for n, factor, direct in scale.rows])
+        cols = wrapped([f"({n}, {base:.7g}, {direct:.7g})" for n, base, direct in scale.cols])
+        entries = textwrap.indent(f"{rows},\n{cols},\n{scale.orthogonal},", " " * 8)
+        lines.append(f"    {scale.weight!r}: (\n{entries}\n    ),")
     return "\n".join([*lines, "}"])
 
 
@@ -59,9 +67,7 @@ def _listing(tensors: tuple[Tensor, ...]) -> list[str]:
     shown = []
     for tensor in tensors:
         axes = ", ".join(map(format_axis, tensor.axes)) + ("," if len(tensor.axes) == 1 else "")
-        path = format_path(tensor.path).encode("ascii", "backslashreplace").decode()
-        axes = axes.encode("ascii", "backslashreplace").decode()
-        shown.append(f"  {path}: ({axes}) x {tensor.channels}")
+        shown.append(f"  {format_path(tensor.path)}: ({axes}) x {tensor.channels}")
     return shown
 
 

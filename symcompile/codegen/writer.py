@@ -9,11 +9,12 @@ broadcasting. Only where full extent matters (diagonals, stacks, outputs) is a v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from symcompile.codegen.compiled import Compiled
 from symcompile.codegen.dialect import Dialect, Embedding
-from symcompile.codegen.layout import Layout, wrapped
+from symcompile.codegen.layout import Layout, one_move, wrapped
 from symcompile.diagrams.partitions import Blocks
 from symcompile.ir import (
     Add,
@@ -26,6 +27,7 @@ from symcompile.ir import (
     Mix,
     Op,
     Output,
+    Program,
     Reduce,
     Slice,
     Transpose,
@@ -36,7 +38,10 @@ from symcompile.names import Namer
 __all__ = ["SourceParts", "write_parts"]
 
 _TERMS = 8
-"""Most terms of a sum written in one line."""
+"""Most terms of a sum written in one statement."""
+
+_LINE = 88
+"""Longest statement written in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class SourceParts:
         tensors: one literal per input: (path, number of stored axes).
         read: statements from `leaves` (a list of tensors) to checked and folded inputs.
         inputs: names of the inputs.
-        weights: names of the weights used.
+        reduces: whether `wide`, the dtype that reductions accumulate in, is used.
         compute: statements from inputs to outputs.
         result: the expression of the output tree.
     """
@@ -55,6 +60,7 @@ class SourceParts:
     tensors: tuple[str, ...]
     read: tuple[str, ...]
     inputs: tuple[str, ...]
+    reduces: bool
     compute: tuple[str, ...]
     result: str
 
@@ -76,12 +82,16 @@ class _Value:
         text: an expression without side effects.
         lazy: index axes of extent one that stand for full ones.
         fresh: a new array that nothing else refers to.
+        shared: a view of an array that other values are views of too.
+        wide: of the dtype that reductions accumulate in, not yet of the computation's.
         stem: how values made from it are named.
     """
 
     text: str
     lazy: frozenset[int] = frozenset()
     fresh: bool = False
+    shared: bool = False
+    wide: bool = False
     stem: str = ""
 
 
@@ -91,10 +101,11 @@ class _Writer:
         self.dialect = dialect
         self.types = types_of(self.program)
         self.shapes = dict(self.program.weights)
-        self.namer = Namer(taken | {"batch", "leaves", *self.shapes})
+        self.namer = Namer(taken | {"batch", "dtype", "leaves", "tuple", "wide", *self.shapes})
         self.layout = Layout(compiled, dialect, self.namer)
         self.lines: list[str] = []
         self.values: list[_Value] = []
+        self.sources = _sources(self.program)
         self.pieces: dict[int, str] = {}  # slices that a split has named already
         self.users: list[list[int]] = [[] for _ in self.program.ops]
         for number, op in enumerate(self.program.ops):
@@ -104,12 +115,14 @@ class _Writer:
     def write(self) -> SourceParts:
         for number, op in enumerate(self.program.ops):
             self.values.append(self._write(number, op))
+        result = self.layout.result(self.lines)
         return SourceParts(
             tuple(f"({t.path!r}, {len(t.axes)})" for t in self.program.inputs),
             tuple(self.layout.read()),
             tuple(self.layout.inputs),
+            any(isinstance(op, Reduce) for op in self.program.ops),
             tuple(self.lines),
-            self.layout.result(),
+            result,
         )
 
     def _write(self, number: int, op: Op) -> _Value:
@@ -124,7 +137,7 @@ class _Writer:
             case Slice(args=(arg,), start=start, stop=stop):
                 source = self.values[arg]
                 text = self.pieces.get(number) or f"{source.text}[..., {start}:{stop}]"
-                return _Value(text, source.lazy, stem=source.stem)
+                return replace(source, text=text, fresh=False, shared=True)
             case Broadcast():
                 return self._broadcast(number, op)
             case Reduce():
@@ -132,12 +145,15 @@ class _Writer:
             case Transpose(args=(arg,), axes=axes):
                 source = self.values[arg]
                 places = [axis - len(axes) - 1 for axis in range(len(axes))]
-                text = self.dialect.move_axes(source.text, [places[a] for a in axes], places)
+                text = self._move_axes(source.text, [places[a] for a in axes], places)
                 lazy = frozenset(axes.index(axis) for axis in source.lazy)
-                return self._assign(f"{source.stem}_T", text, lazy)
+                like = replace(source, lazy=lazy, fresh=False)
+                return self._assign(f"{source.stem}_T", text, like)
             case Diagonal(args=(arg,), blocks=blocks):
+                source = self.values[arg]
                 text = self._diagonal(self._full(arg), blocks)
-                return self._assign(f"{self.values[arg].stem}_diag", text)
+                like = replace(source, lazy=frozenset(), fresh=False)
+                return self._assign(f"{source.stem}_diag", text, like)
             case Concat():
                 return self._concat(number, op)
             case Mix():
@@ -148,16 +164,21 @@ class _Writer:
             case Add():
                 return self._add(number, op)
             case Output(args=(arg,), tensor=tensor):
-                self.lines.append(self.layout.write(self._full(arg, batched=True), tensor))
+                text = self._narrow(self._full(arg, batched=True), self.values[arg])
+                if self.values[arg].shared:
+                    text = self.dialect.copy(text)
+                self.lines += self.layout.write(text, tensor)
                 return _Value("")
         raise AssertionError(f"no rule for {op}")
 
-    def _assign(
-        self, name: str, text: str, lazy: frozenset[int] = frozenset(), *, fresh: bool = False
-    ) -> _Value:
+    def _assign(self, name: str, text: str, like: _Value | None = None) -> _Value:
+        """Assign to a new name; `like` says everything about the value but its text."""
         name = self.namer(name)
         self.lines.append(f"{name} = {text}")
-        return _Value(name, lazy, fresh, name)
+        return replace(like or _Value(""), text=name, stem=name)
+
+    def _narrow(self, text: str, value: _Value) -> str:
+        return self.dialect.cast(text) if value.wide else text
 
     def _full(self, number: int, *, batched: bool = False) -> str:
         """The value at full extent."""
@@ -185,7 +206,7 @@ class _Writer:
         lazy = frozenset(op.axes[axis] for axis in source.lazy)
         lazy |= frozenset(range(order)).difference(op.axes)
         text = f"{source.text}[..., {', '.join(marks)}, :]"
-        return _Value(text, lazy, stem=source.stem)
+        return replace(source, text=text, lazy=lazy, fresh=False)
 
     def _reduce(self, op: Reduce) -> _Value:
         (arg,) = op.args
@@ -194,11 +215,16 @@ class _Writer:
         # A mean over repeated entries is the entry; a sum is not.
         lazy = source.lazy if how == "mean" else frozenset()
         text = source.text if how == "mean" else self._full(arg)
-        text = self.dialect.reduce(text, how, [axis - len(labels) - 1 for axis in op.axes])
+        places = [axis - len(labels) - 1 for axis in op.axes]
+        # Reductions of reductions stay wide: half types are rounded once, before the mix.
+        text = self.dialect.reduce(text, how, places, widen=not source.wide)
         rest = [axis for axis in range(len(labels)) if axis not in op.axes]
         over = "_".join(str(labels[axis]) for axis in op.axes)
         lazy = frozenset(rest.index(axis) for axis in lazy if axis in rest)
-        return self._assign(f"{source.stem}_{how}_{over}", text, lazy)
+        return self._assign(f"{source.stem}_{how}_{over}", text, _Value("", lazy, wide=True))
+
+    def _move_axes(self, text: str, source: Sequence[int], target: Sequence[int]) -> str:
+        return self.dialect.move_axes(text, *one_move(source, target))
 
     def _diagonal(self, text: str, blocks: Blocks) -> str:
         """Diagonals one pair of axes at a time, then the axes in the order of `blocks`."""
@@ -215,45 +241,54 @@ class _Writer:
         wanted = [*blocks, ()]
         source = [axes.index(group) - len(axes) for group in wanted]
         target = [place - len(axes) for place in range(len(axes))]
-        return text if source == target else self.dialect.move_axes(text, source, target)
+        return text if source == target else self._move_axes(text, source, target)
 
     # -- channels ---------------------------------------------------------------------------
 
     def _concat(self, number: int, op: Concat) -> _Value:
         text = self.dialect.concat([self._full(arg) for arg in op.args])
+        wide = any(self.values[arg].wide for arg in op.args)  # the others are promoted
         name = f"in_{'_'.join(map(str, self.types[number].labels)) or 'scalar'}"
         if len(self.users[number]) == 1:
-            return _Value(text, stem=name)
-        return self._assign(name, text)
+            return _Value(text, wide=wide, stem=name)
+        return self._assign(name, text, _Value("", wide=wide))
 
     def _mix(self, number: int, op: Mix) -> _Value:
         (arg,) = op.args
         source, feature = self.values[arg], self.program.ops[arg]
         shape = self.shapes[op.weight]
-        weight = self.dialect.weight(op.weight)
+        weight = op.weight
+        inner = self._narrow(source.text, source)
         cols = "" if op.cols == (0, shape[-1]) else f"{op.cols[0]}:{op.cols[1]}"
         if not source.text:
             text = f"{weight}[{cols}]" if cols else weight
         elif len(shape) == 1:
-            text = f"{source.text} @ {weight}[None, {cols or ':'}]"
+            text = f"{inner} @ {weight}[None, {cols or ':'}]"
         elif cols or op.rows != (0, shape[0]):
-            text = f"{source.text} @ {weight}[{op.rows[0]}:{op.rows[1]}, {cols or ':'}]"
+            text = f"{inner} @ {weight}[{op.rows[0]}:{op.rows[1]}, {cols or ':'}]"
         else:
-            text = f"{source.text} @ {weight}"
+            text = f"{inner} @ {weight}"
         slices = self._tiling(number)
         if slices:
             count = len(feature.args) if isinstance(feature, Concat) else 1
             made_of = f"{count} in-feature{'s'[: count > 1]}" if source.text else "the constant 1"
             signature = ascii(self.types[number].labels)[:200]
+            self.lines.append("")
             self.lines.append(
                 f"# Signature {signature}: {made_of}, {len(slices)} half-diagrams out."
             )
             names = [self.namer(f"to_{self._destination(user)}") for user in slices]
             self.pieces.update(zip(slices, names, strict=True))
             widths = [self.types[user].width for user in slices]
-            self.lines.append(f"{wrapped(names)} = {self.dialect.split(text, widths)}")
+            if source.text:
+                mixed = self.namer(f"mixed_{'_'.join(map(str, self.types[number].labels))}")
+                self.lines.append(f"{mixed} = {text}")
+                text = mixed
+            self.lines.append(f"{wrapped(names, bare=True)} = {self.dialect.split(text, widths)}")
             return _Value("", source.lazy)
-        return self._assign(f"to_{self._destination(number)}", text, source.lazy)
+        if not source.text:
+            return _Value(text, shared=True, stem=weight)
+        return self._assign(f"to_{self._destination(number)}", text, _Value("", source.lazy))
 
     def _tiling(self, number: int) -> list[int]:
         """The slices of a mix, if they cover its channels one after the other."""
@@ -271,22 +306,28 @@ class _Writer:
         embeds = [arg for arg in op.args if self._total_of(arg) == number]
         plain = [arg for arg in op.args if arg not in embeds]
         name = f"sum_{self._destination(number)}"
-        total = None
+        total, sources = None, 0
         if plain:
             values = [self.values[arg] for arg in plain]
             lazy = frozenset.intersection(*(value.lazy for value in values))
+            for arg in plain:
+                sources |= self.sources[arg]
             if len(values) == 1:
-                total = values[0]
+                alone = len(self.users[plain[0]]) == 1
+                total = replace(values[0], fresh=values[0].fresh and alone)
             else:
                 texts = [value.text for value in values]
                 batched = any(self.types[arg].batched for arg in plain)
-                total = self._assign(name, " + ".join(texts[:_TERMS]), lazy, fresh=batched)
+                wide = any(value.wide for value in values)
+                target = self.namer(name)
+                self.lines.append(_sum(target, texts[:_TERMS]))
                 # A long sum in one expression would exceed the parser's depth.
                 for start in range(_TERMS, len(texts), _TERMS):
-                    more = " + ".join([total.text, *texts[start : start + _TERMS]])
-                    self.lines.append(f"{total.text} = {more}")
+                    self.lines.append(_sum(target, [target, *texts[start : start + _TERMS]]))
+                total = _Value(target, lazy, fresh=batched, wide=wide, stem=target)
         for arg in embeds:
-            total = self._embed(arg, total)
+            total = self._embed(arg, total, sources)
+            sources |= self.sources[arg]
         assert total is not None, "a sum has operands"
         return total
 
@@ -296,7 +337,8 @@ class _Writer:
         alone = isinstance(self.program.ops[number], Embed) and len(users) == 1
         return users[0] if alone and isinstance(self.program.ops[users[0]], Add) else None
 
-    def _embed(self, number: int, total: _Value | None) -> _Value:
+    def _embed(self, number: int, total: _Value | None, sources: int = 0) -> _Value:
+        """Add an embedding to `total`, which depends on `sources`."""
         op = self.program.ops[number]
         assert isinstance(op, Embed), "only embeddings are embedded"
         value, kind = self.values[op.args[0]], self.types[number]
@@ -306,10 +348,11 @@ class _Writer:
         if blocks != op.blocks:
             places = [axis - len(blocks) - 1 for axis in range(len(blocks))]
             source = [places[op.blocks.index(block)] for block in blocks]
-            text = self.dialect.move_axes(text, source, places)
+            text = self._move_axes(text, source, places)
         firsts = {block[0] for block in blocks}
         marks = [":" if axis in firsts else "None" for axis in range(order)]
-        target = self.namer(f"sum_{self._destination(number)}")
+        owned = total is not None and total.fresh and not total.lazy
+        target = total.text if total and owned else self.namer(f"sum_{self._destination(number)}")
         self.lines += self.dialect.embed(
             Embedding(
                 target=target,
@@ -317,7 +360,8 @@ class _Writer:
                 place=f"{text}[..., {', '.join(marks)}, :]",
                 view=lambda whole: self._diagonal(whole, blocks),
                 total=total.text if total else None,
-                owned=total is not None and total.fresh and not total.lazy,
+                owned=owned,
+                covered=not self.sources[number] & ~sources,
                 shape=self.layout.shape(kind.labels, kind.width),
                 equal=tuple(
                     (block, self.layout.size(kind.labels[block[0]]))
@@ -328,4 +372,28 @@ class _Writer:
             )
         )
         # Whatever the dialect, an embedding has full extent: totals and values are broadcast.
-        return _Value(target, fresh=True, stem=target)
+        wide = value.wide or (total is not None and total.wide)
+        return _Value(target, fresh=True, wide=wide, stem=target)
+
+
+def _sum(target: str, terms: Sequence[str]) -> str:
+    text = f"{target} = {' + '.join(terms)}"
+    if len(text) > _LINE:
+        text = f"{target} = (\n    " + "\n    + ".join(terms) + "\n)"
+    return text
+
+
+def _sources(program: Program) -> list[int]:
+    """Per value, the inputs and weights it is made from, as bits."""
+    names = {name: 1 << place for place, (name, _) in enumerate(program.weights)}
+    found: list[int] = []
+    for op in program.ops:
+        bits = 0
+        for arg in op.args:
+            bits |= found[arg]
+        if isinstance(op, Input):
+            bits |= 1 << (len(names) + op.tensor)
+        elif isinstance(op, Mix):
+            bits |= names[op.weight]
+        found.append(bits)
+    return found

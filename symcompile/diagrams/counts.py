@@ -14,51 +14,48 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import comb, factorial, prod
 
 from symcompile.diagrams.partitions import stirling2
+from symcompile.diagrams.signatures import Signature, shared_signatures, signatures_within
+from symcompile.errors import BasisTooLargeError
 from symcompile.spec.types import Label, label_order
 
 __all__ = ["Census", "basis_size", "census", "tight_sizes"]
 
-Profile = tuple[tuple[Label, int], ...]
-"""Labels with their positive counts, in canonical order."""
+Closed = tuple[tuple[Label, int], ...]
+"""Labels with their positive numbers of closed blocks, in canonical order."""
 
-Census = dict[Profile, Counter[Profile]]
-"""For each signature (as propagating counts): number of half-diagrams by closed counts."""
+Census = dict[Signature, Counter[Closed]]
+"""For each signature: number of half-diagrams by closed blocks."""
 
 
 def census(
     tensors: Iterable[Sequence[Label]],
     sizes: Mapping[Label, int] | None = None,
+    *,
     watch: Collection[Label] | None = None,
+    signatures: frozenset[Signature] | None = None,
 ) -> Census:
     """Count the half-diagrams of all `tensors` by signature and closed blocks.
 
     Args:
         sizes: known label sizes; half-diagrams with more blocks of a label than that are left out.
         watch: labels whose closed blocks are told apart; default all.
+        signatures: the only signatures counted; default all.
 
-    >>> {dict(m).get("a", 0): sum(c.values()) for m, c in census([("a", "a", "a")]).items()}
+    >>> {len(m): sum(c.values()) for m, c in census([("a", "a", "a")]).items()}
     {0: 5, 1: 10, 2: 6, 3: 1}
     """
+    tensors = list(tensors)
     sizes = sizes or {}
+    wanted = shared_signatures(tensors, tensors) if signatures is None else signatures
     total: Census = {}
-    for shape, times in Counter(
-        tuple(sorted(Counter(t).items(), key=_item_key)) for t in tensors
-    ).items():
-        profiles: list[tuple[Profile, Profile, int]] = [((), (), times)]
-        for label, axes in shape:
-            profiles = [
-                (
-                    propagating + (((label, m),) if m else ()),
-                    closed + (((label, c),) if c and (watch is None or label in watch) else ()),
-                    count * stirling2(axes, m + c) * comb(m + c, m),
-                )
-                for propagating, closed, count in profiles
-                for m in range(axes + 1)
-                for c in range(axes + 1 - m)
-                if m + c and m + c <= sizes.get(label, axes)
-            ]
-        for propagating, closed, count in profiles:
-            total.setdefault(propagating, Counter())[closed] += count
+    kinds = Counter(tuple(sorted(labels, key=label_order)) for labels in tensors)
+    for labels, times in kinds.items():
+        for signature in signatures_within(labels, wanted):
+            found = _closed_counts(Counter(labels), Counter(signature), sizes, watch)
+            if found:
+                here = total.setdefault(signature, Counter())
+                for closed, count in found.items():
+                    here[closed] += times * count
     return total
 
 
@@ -77,16 +74,19 @@ def basis_size(
     """
     out_tensors, in_tensors = list(out_tensors), list(in_tensors)
     tight = tight_sizes(out_tensors, in_tensors, sizes or {})
-    outs = census(out_tensors, sizes, tight)
-    ins = census(in_tensors, sizes, tight)
+    try:
+        shared = shared_signatures(out_tensors, in_tensors)
+    except BasisTooLargeError:
+        return _count_pairs(out_tensors, in_tensors, sizes or {})
+    outs = census(out_tensors, sizes, watch=tight, signatures=shared)
+    ins = census(in_tensors, sizes, watch=tight, signatures=shared)
     total = 0
     for signature in outs.keys() & ins.keys():
-        joins = prod(factorial(count) for _, count in signature)
+        through = Counter(signature)
+        joins = prod(factorial(count) for count in through.values())
         for closed_out, count_out in outs[signature].items():
             for closed_in, count_in in ins[signature].items():
-                blocks = (
-                    Counter(dict(signature)) + Counter(dict(closed_out)) + Counter(dict(closed_in))
-                )
+                blocks = through + Counter(dict(closed_out)) + Counter(dict(closed_in))
                 if all(blocks[label] <= size for label, size in tight.items()):
                     total += joins * count_out * count_in
     return total
@@ -111,5 +111,42 @@ def tight_sizes(
     return {label: size for label, size in sizes.items() if size < most[label]}
 
 
-def _item_key(item: tuple[Label, int]) -> tuple[int, int, str]:
-    return label_order(item[0])
+def _count_pairs(
+    out_tensors: Sequence[Sequence[Label]],
+    in_tensors: Sequence[Sequence[Label]],
+    sizes: Mapping[Label, int],
+) -> int:
+    """The same count pair by pair: quadratic in tensors, but blind to the number of signatures."""
+    return sum(
+        prod(
+            sum(stirling2(axes, blocks) for blocks in range(1, min(axes, sizes.get(x, axes)) + 1))
+            for x, axes in (Counter(outs) + Counter(ins)).items()
+        )
+        for outs in out_tensors
+        for ins in in_tensors
+    )
+
+
+def _closed_counts(
+    axes: Counter[Label],
+    through: Counter[Label],
+    sizes: Mapping[Label, int],
+    watch: Collection[Label] | None,
+) -> Counter[Closed]:
+    """Half-diagrams of one tensor and one signature, by closed blocks of the watched labels."""
+    found: Counter[Closed] = Counter({(): 1})
+    for label in sorted(axes, key=label_order):
+        k, m = axes[label], through[label]
+        ways = {
+            c: stirling2(k, m + c) * comb(m + c, m)
+            for c in range(k - m + 1)
+            if 0 < m + c <= sizes.get(label, k)
+        }
+        if watch is not None and label not in watch:
+            ways = {0: sum(ways.values())}
+        grown: Counter[Closed] = Counter()
+        for closed, count in found.items():
+            for c, number in ways.items():
+                grown[(*closed, (label, c)) if c else closed] += count * number
+        found = +grown
+    return found

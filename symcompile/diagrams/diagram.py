@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 
-from symcompile.diagrams.half import HalfDiagram, Signature, canonical_half
+from symcompile.diagrams.half import HalfDiagram, canonical_half
 from symcompile.diagrams.partitions import Blocks
+from symcompile.diagrams.signatures import Signature
 from symcompile.spec.types import Label
 
 __all__ = ["Diagram", "bijections", "cut", "glue"]

@@ -11,16 +11,15 @@ receives, follow that order.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 
 from symcompile.diagrams.partitions import Blocks, set_partitions
+from symcompile.diagrams.signatures import Signature
 from symcompile.spec.types import Label, label_order
 
-__all__ = ["HalfDiagram", "Signature", "canonical_half", "half_diagrams"]
-
-Signature = tuple[Label, ...]
+__all__ = ["HalfDiagram", "canonical_half", "half_diagrams"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,9 @@ def canonical_half(
 
 
 def half_diagrams(
-    labels: Sequence[Label], sizes: Mapping[Label, int] | None = None
+    labels: Sequence[Label],
+    sizes: Mapping[Label, int] | None = None,
+    signatures: Collection[Signature] | None = None,
 ) -> Iterator[HalfDiagram]:
     """Every half-diagram of a tensor, the identity first, then by falling number of blocks.
 
@@ -89,27 +90,42 @@ def half_diagrams(
         labels: one label per axis.
         sizes: known label sizes; half-diagrams with more blocks of a label than its size are left
             out, since no diagram that contains them is part of the basis.
+        signatures: the only signatures wanted; others are never enumerated.
 
     >>> [str(half) for half in half_diagrams(("a", "b"))]
     ['0|1', '1|(0)', '0|(1)', '(0)|(1)']
     >>> sum(1 for _ in half_diagrams((0, 0, 0)))
     22
     """
-    sizes = sizes or {}
     by_label: dict[Label, list[int]] = {}
     for axis, label in enumerate(labels):
         by_label.setdefault(label, []).append(axis)
-    partitions = [list(set_partitions(axes)) for axes in by_label.values()]
+    counts: Iterable[tuple[int, ...]]
+    if signatures is None:
+        counts = product(*(range(len(axes) + 1) for axes in by_label.values()))
+    else:
+        counts = [tuple(signature.count(label) for label in by_label) for signature in signatures]
+    largest = [(sizes or {}).get(label, len(axes)) for label, axes in by_label.items()]
     found = []
-    for choice in product(*partitions):
-        blocks = [block for part in choice for block in part]
-        for marks in product((True, False), repeat=len(blocks)):
-            half = canonical_half(
-                [block for block, mark in zip(blocks, marks, strict=True) if mark],
-                [block for block, mark in zip(blocks, marks, strict=True) if not mark],
-                labels,
-            )
-            if half.fits(labels, sizes):
-                found.append(half)
+    for wanted in counts:
+        marked = [
+            list(_marked(axes, count, most))
+            for axes, count, most in zip(by_label.values(), wanted, largest, strict=True)
+        ]
+        for choice in product(*marked):
+            propagating = [block for part, _ in choice for block in part]
+            closed = [block for _, part in choice for block in part]
+            found.append(canonical_half(propagating, closed, labels))
     found.sort(key=lambda h: (-len(h.propagating), -len(h.closed), h.closed, h.propagating))
     return iter(found)
+
+
+def _marked(axes: Sequence[int], count: int, most: int) -> Iterator[tuple[Blocks, Blocks]]:
+    """Partitions of one label's axes into at most `most` blocks, `count` of them propagating."""
+    for blocks in set_partitions(axes):
+        if count <= len(blocks) <= most:
+            for chosen in combinations(range(len(blocks)), count):
+                yield (
+                    tuple(blocks[k] for k in chosen),
+                    tuple(block for k, block in enumerate(blocks) if k not in chosen),
+                )

@@ -62,22 +62,25 @@ def parse_program(text: str) -> Program:
                     raise ValueError(f"expected v{len(ops)}, found {target}")
                 ops.append(OPS[name](args, **values))
             elif name == "program":
-                header = values
+                header = {"reduce": str(values["reduce"]), "sizes": tuple(values["sizes"])}
             elif name == "weight":
                 weights.append((str(values["name"]), tuple(values["shape"])))
             else:
                 tensors = {"input": inputs, "output": outputs}[name]
                 axes = _axes_of(values["axes"])
                 tensors.append(Tensor(tuple(values["path"]), axes, int(values["channels"])))
-        except (SyntaxError, ValueError, KeyError, TypeError) as error:
-            raise ProgramError(f"line {number} is not a line of a program: {error}") from None
+        except (SyntaxError, ValueError, KeyError, TypeError, MemoryError, RecursionError) as error:
+            # The last two are what Python's own parser says to nesting too deep for it.
+            raise ProgramError(
+                f"line {number} is not a line of a program: {error or type(error).__name__}"
+            ) from None
     return Program(
         tuple(ops),
         tuple(inputs),
         tuple(outputs),
         tuple(weights),
-        tuple(header.get("sizes", ())),
-        str(header.get("reduce", "mean")),
+        header.get("sizes", ()),
+        header.get("reduce", "mean"),
     )
 
 
@@ -151,11 +154,13 @@ def _statement(line: str) -> tuple[str | None, str, tuple[int, ...], dict[str, A
     """Split `target = name(v0, v1, key=literal)` without evaluating anything."""
     (node,) = ast.parse(line.strip()).body
     target = None
-    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-        target = node.targets[0].id
-    elif not isinstance(node, ast.Expr):
-        raise ValueError("expected a call or an assignment")
-    call = node.value
+    match node:
+        case ast.Assign(targets=[ast.Name() as name], value=call):
+            target = name.id
+        case ast.Expr(value=call):
+            pass
+        case _:
+            raise ValueError("expected a call or an assignment")
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         raise ValueError("expected a call by name")
     args = []

@@ -14,7 +14,7 @@ from symcompile.diagrams.half import canonical_half
 from symcompile.diagrams.partitions import Blocks
 from symcompile.ir import Builder, Diagonal, Input, Op, Program, Reduce, Transpose
 from symcompile.lower.steps import reduce_by
-from symcompile.plan.lattice import choose_parents, relative
+from symcompile.planner.lattice import choose_parents, relative
 
 __all__ = ["share_reductions"]
 

@@ -1,16 +1,20 @@
 """How large each weight starts.
 
 In: a Schema. Out: for each matrix the standard deviation of every entry, run-length coded by row
-and column, so that layers stacked on layers neither fade nor explode.
+and column, and which entries are drawn together as an orthogonal block.
 
 Why not plain fan-in: a mean over n entries of unit variance has variance 1/n, so dividing the
 variance evenly over all diagrams (as UNF and NFN do) loses a factor at every layer, down to a
 tenth after six. Amplifying the means instead would be right for independent entries and wrong from
 the second layer on, where entries share what was broadcast to them. So most of the variance,
-`DIRECT`, goes to the diagrams that lose nothing (every axis through, on its own), the rest evenly
-to all others, and the sum is rescaled to what independent inputs of unit variance give. Whatever
-the correlations, one layer then multiplies the variance by a factor in [DIRECT, 1/DIRECT] times
-what it was, up to the fluctuation of the draw.
+`DIRECT`, goes to the diagrams that pass every entry on as it is, the rest evenly to all others,
+and the sum is rescaled to what independent inputs of unit variance give. Whatever the
+correlations, one layer then multiplies the expected variance by a factor in [DIRECT, 1/DIRECT].
+
+Why orthogonal: a random matrix keeps the length of a vector on average only. With few channels one
+draw is off by a third, and six in a row by a factor of two either way; the more so since all
+entries of one tensor are multiplied by the same draw. The direct block is one matrix, so it can be
+orthogonal and keep every length (Saxe et al., arXiv 1312.6120).
 """
 
 from __future__ import annotations
@@ -28,7 +32,11 @@ from symcompile.weights.schema import Column, Row, Schema, Weight
 __all__ = ["DIRECT", "INITS", "Scale", "init_scales"]
 
 DIRECT = 0.9
-"""Share of an output's variance carried by diagrams that neither average nor broadcast."""
+"""Share of an output's variance carried by diagrams that pass every entry on as it is."""
+
+ORTHOGONAL_LIMIT = 1024
+"""Wider direct blocks are drawn as they come: at that width one draw is off by a few percent, and
+making it orthogonal takes time that grows with the cube."""
 
 _MOST_GAIN = 2.0
 """Outputs that only means can reach (invariants) are amplified at most this much in variance:
@@ -40,20 +48,23 @@ INITS = ("scaled", "unf")
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Standard deviations of one weight matrix; the bias starts at zero and has none.
+    """How one weight matrix is drawn; the bias starts at zero and has no Scale.
 
-    The entry at row r, column c is drawn with standard deviation `full` of c where r is full, else
-    `factor` of r times `base` of c.
+    The entry at row r, column c has standard deviation `factor` of r times `base` of c. Where r is
+    a direct row and c a direct column (`direct` of c is not zero) it is `direct` of c instead, and
+    these entries form one block whose longer side has orthogonal lines, if `orthogonal`.
 
     Attributes:
         weight: its name.
-        rows: runs of (length, factor, is full).
-        cols: runs of (length, base, full).
+        rows: runs of (length, factor, is direct).
+        cols: runs of (length, base, direct).
+        orthogonal: how the direct block is drawn.
     """
 
     weight: str
     rows: tuple[tuple[int, float, bool], ...]
     cols: tuple[tuple[int, float, float], ...]
+    orthogonal: bool
 
 
 def init_scales(schema: Schema, init: str = "scaled", reduce: str = "mean") -> tuple[Scale, ...]:
@@ -73,62 +84,69 @@ def init_scales(schema: Schema, init: str = "scaled", reduce: str = "mean") -> t
     sizes = dict(schema.sizes)
     matrices = [weight for weight in schema.weights if weight.rows]
     share = DIRECT if init == "scaled" else 0.0
-    base, full = _deviations(schema, matrices, sizes, share)
-    return tuple(
-        Scale(
-            weight.name,
-            _runs(
-                (
-                    row.width,
-                    1 / _entries(row, schema, sizes)
-                    if reduce == "sum" and init == "scaled"
-                    else 1.0,
-                    share > 0 and row.half.is_identity,
-                )
-                for row in weight.rows
-            ),
-            _runs(
-                (
-                    column.width,
-                    base[column.tensor],
-                    full[column.tensor] if column.half.is_identity else base[column.tensor],
-                )
-                for column in weight.columns
-            ),
-        )
-        for weight in matrices
-    )
+    base, direct = _deviations(schema, matrices, sizes, share)
+    scales = []
+    for weight in matrices:
+        rows = [
+            (
+                row.width,
+                1 / _entries(row, schema, sizes) if reduce == "sum" and share else 1.0,
+                share > 0 and _is_direct(row),
+            )
+            for row in weight.rows
+        ]
+        cols = [
+            (
+                column.width,
+                base[column.tensor],
+                direct[column.tensor] if column.half.is_identity else 0.0,
+            )
+            for column in weight.columns
+        ]
+        block = (sum(n for n, _, is_direct in rows if is_direct), sum(n for n, _, d in cols if d))
+        orthogonal = 0 < min(block) <= ORTHOGONAL_LIMIT
+        scales.append(Scale(weight.name, _runs(rows), _runs(cols), orthogonal))
+    return tuple(scales)
 
 
 def _deviations(
     schema: Schema, matrices: list[Weight], sizes: Mapping[Label, int], share: float
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """Per output tensor: deviation of ordinary and of full weights."""
-    full_fan: Counter[int] = Counter()
+    """Per output tensor: deviation of ordinary and of direct weights."""
+    direct_fan: Counter[int] = Counter()
     rest_fan: Counter[int] = Counter()
     survives: dict[int, float] = {}
     for weight in matrices:
         fan = weight.shape[0]
         kept = sum(row.width * _kept(row, schema, sizes) for row in weight.rows)
-        direct = sum(row.width for row in weight.rows if row.half.is_identity) if share else 0
+        direct = sum(row.width for row in weight.rows if _is_direct(row)) if share else 0
         for column in weight.columns:
             through = direct if column.half.is_identity else 0
-            full_fan[column.tensor] += through
+            direct_fan[column.tensor] += through
             rest_fan[column.tensor] += fan - through
             reached = _reached(column, schema, sizes)
             survives[column.tensor] = survives.get(column.tensor, 0.0) + (kept - through) * reached
     base: dict[int, float] = {}
-    full: dict[int, float] = {}
+    deviation: dict[int, float] = {}
     for output in survives:
-        direct_share = share if full_fan[output] else 0.0
+        direct_share = share if direct_fan[output] else 0.0
         if not rest_fan[output]:
             direct_share = 1.0
         rest = (1 - direct_share) / max(rest_fan[output], 1)
         variance = direct_share + rest * survives[output]
         gain = 1 / max(variance, 1 / _MOST_GAIN) if share else 1.0
         base[output] = sqrt(gain * rest)
-        full[output] = sqrt(gain * direct_share / max(full_fan[output], 1))
-    return base, full
+        deviation[output] = sqrt(gain * direct_share / max(direct_fan[output], 1))
+    return base, deviation
+
+
+def _is_direct(row: Row) -> bool:
+    """The input itself: every axis through, on its own, in its place.
+
+    Its transposes lose nothing either, but share their entries with it: the sum of a tensor and
+    its transpose has twice the expected variance where it is symmetric, and none where it is not.
+    """
+    return row.half.is_identity and row.bijection == tuple(range(len(row.bijection)))
 
 
 _First = TypeVar("_First")

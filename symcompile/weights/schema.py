@@ -22,6 +22,8 @@ from symcompile.diagrams import (
     bijections,
     glue,
     half_diagrams,
+    shared_signatures,
+    signatures_within,
     tight_sizes,
 )
 from symcompile.ir.types import Tensor
@@ -110,8 +112,9 @@ def build_schema(
     Tensors come in canonical order; rows and columns follow it, and within a tensor the order of
     `half_diagrams`.
     """
-    rows = _by_signature(inputs, sizes)
-    columns = _by_signature(outputs, sizes)
+    shared = shared_signatures([t.labels for t in outputs], [t.labels for t in inputs])
+    rows = _by_signature(inputs, sizes, shared)
+    columns = _by_signature(outputs, sizes, shared)
     tight = tight_sizes([t.labels for t in outputs], [t.labels for t in inputs], sizes)
     namer = Namer({"bias", "x", "self", "torch", "training"})
     weights = []
@@ -167,11 +170,12 @@ _Member = tuple[int, HalfDiagram]
 
 
 def _by_signature(
-    tensors: Sequence[Tensor], sizes: Mapping[Label, int]
+    tensors: Sequence[Tensor], sizes: Mapping[Label, int], shared: frozenset[Signature]
 ) -> dict[Signature, list[_Member]]:
     @cache
     def halves(labels: tuple[Label, ...]) -> list[tuple[Signature, HalfDiagram]]:
-        return [(half.signature(labels), half) for half in half_diagrams(labels, sizes)]
+        wanted = signatures_within(labels, shared)
+        return [(half.signature(labels), half) for half in half_diagrams(labels, sizes, wanted)]
 
     members: dict[Signature, list[_Member]] = {}
     for index, tensor in enumerate(tensors):

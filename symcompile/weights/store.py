@@ -16,16 +16,27 @@ from symcompile.files import write_atomically
 
 __all__ = ["load_weights", "save_weights"]
 
+_DTYPES = {
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+}
+"""The dtypes of weights, by the format's names for them."""
+
 
 def save_weights(weights: Any, path: str | Path) -> Path:
     """Write weights as safetensors.
 
     Args:
-        weights: a torch layer, or a dict of arrays by name (torch, JAX or NumPy).
+        weights: a torch layer, or a dict of arrays by name (torch, JAX or NumPy), each of dtype
+            float16, bfloat16, float32, float64 or complex64.
 
     Raises:
         ShapeError: `weights` is neither.
-        ExportError: the file cannot be written; what stood there still does.
+        ExportError: a dtype is not in the list (the format has no complex128), or the file cannot
+            be written; what stood there still does.
     """
     from safetensors.numpy import save
 
@@ -35,7 +46,14 @@ def save_weights(weights: Any, path: str | Path) -> Path:
             f"expected a torch layer or a dict of arrays by name, found {type(weights).__name__}; "
             "for jax and numpy layers pass the params that init returned"
         )
-    return write_atomically(Path(path), save({name: _numpy(v) for name, v in state.items()}))
+    arrays = {name: _numpy(value) for name, value in state.items()}
+    for name, array in arrays.items():
+        if array.dtype.name not in _DTYPES.values():
+            raise ExportError(
+                f"{name!r} is {array.dtype.name}, which is not stored; convert it to one of "
+                f"{', '.join(_DTYPES.values())}"
+            )
+    return write_atomically(Path(path), save(arrays))
 
 
 def load_weights(path: str | Path, backend: str = "numpy") -> dict[str, Any]:
@@ -44,20 +62,37 @@ def load_weights(path: str | Path, backend: str = "numpy") -> dict[str, Any]:
     Pass the result to `layer.load_state_dict` (torch) or `layer.apply` (JAX, NumPy).
 
     Raises:
-        ExportError: the file cannot be read or is no safetensors file.
+        ExportError: the file cannot be read or is no safetensors file of weights.
         BackendError: the backend is unknown.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    from safetensors import SafetensorError, deserialize
 
     from symcompile.codegen import get_backend
 
     chosen = get_backend(backend)
     try:
-        arrays = load(Path(path).read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise ExportError(f"cannot read weights from {str(path)!r}: {error}") from error
-    return {name: chosen.from_numpy(array) for name, array in arrays.items()}
+        stored = deserialize(Path(path).read_bytes())  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ExportError(
+            f"cannot read weights from {str(path)!r}: {error}; give a file that save_weights wrote"
+        ) from error
+    return {name: chosen.from_numpy(_array(name, part, path)) for name, part in stored}
+
+
+def _array(name: str, stored: Mapping[str, Any], path: str | Path) -> Any:
+    import numpy as np
+
+    kind = stored["dtype"]
+    if kind not in _DTYPES:
+        raise ExportError(
+            f"{str(path)!r}: {name!r} has dtype {kind}, expected one of {', '.join(_DTYPES)}"
+        )
+    dtype: Any = _DTYPES[kind]
+    if dtype == "bfloat16":  # not NumPy's own
+        import ml_dtypes
+
+        dtype = ml_dtypes.bfloat16
+    return np.frombuffer(stored["data"], dtype).reshape(stored["shape"]).copy()
 
 
 def _numpy(value: Any) -> Any:
@@ -68,4 +103,4 @@ def _numpy(value: Any) -> Any:
     kind = type(value).__module__.partition(".")[0]
     if kind == "torch":
         value = get_backend("torch").to_numpy(value)
-    return np.ascontiguousarray(value)
+    return np.ascontiguousarray(value).reshape(value.shape)

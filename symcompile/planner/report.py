@@ -13,7 +13,7 @@ from typing import Any
 
 from symcompile.diagrams import basis_size
 from symcompile.ir import Mix, Program, Reduce, types_of
-from symcompile.plan.lattice import NOMINAL_SIZE
+from symcompile.planner.lattice import NOMINAL_SIZE
 from symcompile.spec import Label
 from symcompile.weights import Schema
 

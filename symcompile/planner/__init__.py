@@ -1,6 +1,6 @@
 """What the planner decides and what it reports."""
 
-from symcompile.plan.lattice import choose_parents, relative
-from symcompile.plan.report import Column, PlanInfo, plan_info
+from symcompile.planner.lattice import choose_parents, relative
+from symcompile.planner.report import Column, PlanInfo, plan_info
 
 __all__ = ["Column", "PlanInfo", "choose_parents", "plan_info", "relative"]

@@ -1,0 +1,143 @@
+"""The bounds of time and size that a user feels: a transformer, a tensor of order four, an import.
+
+The one thing to know: times are the best of a few runs, so that a busy machine is not mistaken for
+slow code; the bounds themselves are those promised, not those measured.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import pytest
+
+import symcompile as sc
+from examples.specs import transformer
+from symcompile.api import compile_spec
+from symcompile.codegen import get_backend
+
+CHANNELS = {"in_channels": 1, "out_channels": 16}
+
+
+def best(action, runs, enough):
+    """The shortest of up to `runs` times, and the last result; stops early when below `enough`."""
+    shortest, result = float("inf"), None
+    for _ in range(runs):
+        start = time.perf_counter()
+        result = action()
+        shortest = min(shortest, time.perf_counter() - start)
+        if shortest < enough:
+            break
+    return shortest, result
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("bound", [True, False], ids=["bound", "unbound"])
+def test_a_transformer_of_twelve_blocks_goes_to_source_in_ten_seconds(backend, bound):
+    network = transformer(12)
+    options = {"shapes": network.shapes} if bound else {}
+    emit = get_backend(backend).emit  # the framework's own import is not ours to time
+    seconds, source = best(
+        lambda: emit(compile_spec(network.spec, **CHANNELS, **options)), runs=3, enough=10.0
+    )
+    print(f"\n12 blocks, {backend}: {seconds:.2f} s, {len(source.splitlines())} lines")
+    compile_only(source)
+    assert seconds < 10.0
+
+
+def test_a_transformer_of_twelve_blocks_has_as_many_terms_as_stated():
+    info = sc.plan(transformer(12).spec, bias=False)
+    assert info.diagrams == 63_148
+    assert len(sc.plan(transformer(12).spec).signatures) < 200
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_tensor_of_order_four_goes_to_source_in_two_seconds(backend):
+    emit = get_backend(backend).emit
+    seconds, source = best(
+        lambda: emit(compile_spec({"w": (0, 0, 0, 0)}, **CHANNELS)), runs=4, enough=2.0
+    )
+    print(f"\norder four, {backend}: {seconds:.2f} s, {len(source.splitlines())} lines")
+    compile_only(source)
+    assert sc.plan({"w": (0, 0, 0, 0)}, bias=False).diagrams == 4140
+    assert seconds < 2.0
+
+
+def compile_only(source):
+    """The source is Python; nothing of it runs."""
+    compile(source, "generated.py", "exec")
+
+
+IMPORT = """
+import json, sys, time
+start = time.perf_counter()
+import symcompile
+seconds = time.perf_counter() - start
+heavy = ("torch", "jax", "flax", "sympy", "scipy", "networkx", "optree", "numpy", "yaml", "typer")
+print(json.dumps([seconds, [name for name in heavy if name in sys.modules]]))
+"""
+
+USE = """
+import json, sys
+import symcompile as sc
+sc.plan({"w": (0, 1), "b": (1,)})
+print(json.dumps([name for name in ("torch", "jax", "flax", "scipy") if name in sys.modules]))
+"""
+
+
+def in_a_fresh_process(code):
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return json.loads(done.stdout)
+
+
+def test_importing_takes_less_than_a_third_of_a_second_and_imports_no_framework():
+    times = []
+    for _ in range(7):
+        seconds, heavy = in_a_fresh_process(IMPORT)
+        assert heavy == []
+        times.append(seconds)
+    print(f"\nimport symcompile: {statistics.median(times):.3f} s")
+    assert statistics.median(times) < 0.3
+
+
+def test_planning_imports_no_framework():
+    assert in_a_fresh_process(USE) == []
+
+
+def counted(blocks):
+    """(tensors, ops as lowered, ops planned, lines of source) of a transformer."""
+    compiled = compile_spec(transformer(blocks).spec, **CHANNELS)
+    return (
+        len(compiled.program.inputs),
+        compiled.plan.lowered.ops,
+        compiled.plan.planned.ops,
+        len(get_backend("torch").emit(compiled).splitlines()),
+    )
+
+
+def test_programs_grow_linearly_with_the_number_of_blocks():
+    """Equal steps in blocks make equal steps in tensors, ops and lines: a straight line."""
+    figures = [counted(blocks) for blocks in (2, 4, 6, 8)]
+    steps = [
+        [after - before for before, after in zip(one, other, strict=True)]
+        for one, other in pairwise(figures)
+    ]
+    print(f"\ntensors, lowered ops, ops, lines: {figures}")
+    assert [tensors for tensors, *_ in steps] == [32, 32, 32]
+    for place in range(1, 4):
+        each = [step[place] for step in steps]
+        # Lines are wrapped, so their number may be off by a few.
+        assert max(each) - min(each) <= 0.02 * min(each)
+
+
+def test_terms_grow_with_the_square_of_the_number_of_blocks_and_mixes_do_not():
+    small, large = (sc.plan(transformer(blocks).spec) for blocks in (3, 12))
+    assert large.diagrams > 10 * small.diagrams
+    assert len(large.signatures) < 4.5 * len(small.signatures)
+    assert large.planned.ops < 4.5 * small.planned.ops

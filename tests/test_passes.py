@@ -1,0 +1,334 @@
+"""Every pass: golden text before and after, purity, meaning kept, planted faults caught.
+
+The one thing to know: `UPDATE_GOLDEN=1 pytest tests/test_passes.py` writes tests/golden/*.txt
+anew; read the difference before you commit it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from symcompile import passes
+from symcompile.errors import ProgramError
+from symcompile.ir import (
+    Add,
+    Broadcast,
+    Embed,
+    Mix,
+    Output,
+    Program,
+    Reduce,
+    Tensor,
+    Transpose,
+    diagrams_of,
+    parse_program,
+    verify,
+)
+from symcompile.lower import lower_factored, lower_reference
+from symcompile.passes import (
+    PASSES,
+    mix_before_spread,
+    run_passes,
+    share_equal,
+    share_reductions,
+    stages,
+    sum_before_spread,
+)
+from symcompile.spec import Fixed, parse_spec
+from symcompile.weights import build_schema
+from symcompile_numpy import run
+
+GOLDEN = Path(__file__).parent / "golden"
+
+LOWER = {"reference": lower_reference, "factored": lower_factored}
+
+# name -> (spec, out_spec, sizes, reduce)
+SPECS = {
+    "set": ({"x": (0,)}, None, {}, "mean"),
+    "twice_read": ({"x": (0,)}, {"y": (), "z": (0,)}, {}, "mean"),
+    "graph": ({"w": ("n", "n")}, None, {}, "mean"),
+    "graph_of_two": ({"w": ("n", "n")}, None, {"n": 2}, "mean"),
+    "dense": ({"kernel": (0, 1), "bias": (1,)}, None, {0: 784, 1: 512}, "mean"),
+    "summed": ({"x": (0, 1)}, {"y": (1, 0)}, {}, "sum"),
+    "invariant": ({"w": (0, 0)}, (), {}, "mean"),
+    "unsorted": ({"w": ("b", "a", "b")}, {"v": ("b", "a")}, {}, "mean"),
+    "fixed": ({"k": (Fixed(3), 0), "s": ()}, None, {}, "mean"),
+}
+
+
+def lowered(name, how="factored", channels=2):
+    spec, out_spec, sizes, reduce = SPECS[name]
+    into, out = (
+        [Tensor(leaf.path, leaf.axes, channels) for leaf in parse_spec(one).leaves]
+        for one in (spec, spec if out_spec is None else out_spec)
+    )
+    return verify(LOWER[how](build_schema(into, out, sizes), reduce))
+
+
+every_pass = pytest.mark.parametrize("transform", PASSES, ids=lambda p: p.__name__)
+every_program = pytest.mark.parametrize(
+    ("name", "how"), [(name, how) for name in SPECS for how in LOWER]
+)
+
+
+# -- golden text ------------------------------------------------------------------------------
+
+# Small enough to read: one program before and after each pass, chosen so that the pass has work.
+SHOWN = {
+    "share_equal": ("twice_read", "reference", 1),
+    "mix_before_spread": ("set", "reference", 2),
+    "share_reductions": ("graph", "factored", 3),
+    "sum_before_spread": ("graph", "factored", 4),
+}
+
+
+def before_and_after(pass_name):
+    name, how, count = SHOWN[pass_name]
+    program = lowered(name, how)
+    for transform in PASSES[: count - 1]:
+        program = transform(program)
+    assert PASSES[count - 1].__name__ == pass_name
+    return program, PASSES[count - 1](program)
+
+
+@pytest.mark.parametrize("pass_name", SHOWN)
+def test_golden_text_before_and_after(pass_name):
+    before, after = before_and_after(pass_name)
+    assert before != after
+    text = f"# Before {pass_name}:\n{before}\n# After {pass_name}:\n{after}"
+    path = GOLDEN / f"{pass_name}.txt"
+    if os.environ.get("UPDATE_GOLDEN") == "1":
+        path.write_text(text, encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == text, (
+        f"{path.name} differs; if the change is meant, run UPDATE_GOLDEN=1 pytest {__file__}"
+    )
+
+
+@pytest.mark.parametrize("pass_name", SHOWN)
+def test_golden_text_parses_back_to_the_programs_it_shows(pass_name):
+    text = (GOLDEN / f"{pass_name}.txt").read_text(encoding="utf-8")
+    before, after = text.split(f"# After {pass_name}:\n")
+    assert (parse_program(before), parse_program(after)) == before_and_after(pass_name)
+
+
+def test_every_pass_has_a_golden_file_and_no_file_is_left_over():
+    assert [transform.__name__ for transform in PASSES] == list(SHOWN)
+    shown = {f"{name}.txt" for name in SHOWN}
+    assert shown <= {path.name for path in GOLDEN.glob("*.txt")}
+
+
+# -- what holds for every pass ----------------------------------------------------------------
+
+
+@every_pass
+@every_program
+def test_a_pass_keeps_the_meaning(transform, name, how):
+    program = lowered(name, how)
+    after = verify(transform(program))
+    assert diagrams_of(after) == diagrams_of(program)
+    assert replace(after, ops=()) == replace(program, ops=())
+
+
+@every_pass
+@every_program
+def test_a_pass_leaves_its_input_as_it_was_and_gives_the_same_twice(transform, name, how):
+    program = lowered(name, how)
+    text, copy = str(program), parse_program(str(program))
+    first = transform(program)
+    assert program == copy
+    assert str(program) == text
+    assert transform(program) == first
+    assert transform(copy) == first
+
+
+@every_pass
+@every_program
+def test_a_pass_run_again_has_nothing_left_to_do(transform, name, how):
+    once = transform(lowered(name, how))
+    assert transform(once) == once
+
+
+@every_program
+def test_no_pass_makes_a_program_longer_in_ops_that_cost(name, how):
+    """Reductions, mixes and embeddings never become more."""
+    program = lowered(name, how)
+    for transform in PASSES:
+        after = transform(program)
+        for kind in (Reduce, Mix):
+            assert count(kind, after) <= count(kind, program), (transform.__name__, kind)
+        program = after
+
+
+@every_program
+def test_all_passes_in_a_row_compute_the_same_numbers(name, how):
+    rng = np.random.default_rng(0)
+    program = lowered(name, how)
+    sizes = {label: 4 for t in program.inputs for label in t.labels} | dict(program.sizes)
+    sizes = {label: min(size, 5) for label, size in sizes.items()}
+    weights = {name: rng.standard_normal(shape) for name, shape in program.weights}
+    arrays = [
+        rng.standard_normal((2, *t.fixed, *(sizes[label] for label in t.labels), t.channels))
+        for t in program.inputs
+    ]
+    expected = run(program, weights, arrays, sizes)
+    for _, stage in stages(program):
+        for one, other in zip(run(stage, weights, arrays, sizes), expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
+
+
+def count(kind, program):
+    return sum(isinstance(op, kind) for op in program.ops)
+
+
+# -- what each pass is for --------------------------------------------------------------------
+
+
+@every_program
+def test_share_equal_leaves_no_op_twice_and_none_unread(name, how):
+    after = share_equal(lowered(name, how))
+    assert max(Counter(after.ops).values()) == 1
+    used = {arg for op in after.ops for arg in op.args}
+    outputs = {k for k, op in enumerate(after.ops) if isinstance(op, Output)}
+    assert used | outputs == set(range(len(after.ops)))
+
+
+def test_share_equal_has_work_in_the_reference_program():
+    program = lowered("dense", "reference")
+    assert len(share_equal(program).ops) < len(program.ops)
+
+
+@every_program
+def test_after_mix_before_spread_no_mix_reads_a_spread(name, how):
+    after = mix_before_spread(lowered(name, how))
+    for op in after.ops:
+        if isinstance(op, Mix):
+            assert not isinstance(after.ops[op.args[0]], Broadcast | Embed)
+
+
+def test_after_share_reductions_a_mean_of_the_matrix_is_made_from_a_mean_of_its_rows():
+    after = share_reductions(share_equal(lowered("dense")))
+    reductions = [op for op in after.ops if isinstance(op, Reduce)]
+    (scalar,) = [op for op in reductions if after.ops[op.args[0]] in reductions]
+    # 512 entries are fewer than 784: the mean over both axes starts from the shorter vector.
+    assert after.ops[scalar.args[0]].axes == (0,)
+
+
+@every_program
+def test_after_sum_before_spread_each_value_lands_on_an_output_once(name, how):
+    after = sum_before_spread(lowered(name, how))
+    spreads = [op for op in after.ops if isinstance(op, Broadcast | Embed)]
+    assert len(spreads) == len(set(spreads))
+    readers = Counter(arg for op in after.ops for arg in op.args)
+    for number, op in enumerate(after.ops):
+        if isinstance(op, Broadcast | Embed):
+            assert readers[number] == 1
+
+
+def test_after_sum_before_spread_what_lands_in_one_place_is_spread_once():
+    """Scalar and bias to all and to the diagonal, vector to rows, columns and the diagonal.
+
+    Planned, the scalars ride along on the vectors: to the rows, and to the diagonal.
+    """
+    before, after = lowered("graph"), run_passes(lowered("graph"))
+    assert (count(Broadcast, before), count(Embed, before)) == (6, 3)
+    assert (count(Broadcast, after), count(Embed, after)) == (4, 1)
+
+
+# -- stages -----------------------------------------------------------------------------------
+
+
+def test_stages_give_the_program_after_every_pass_by_name():
+    program = lowered("graph")
+    names, programs = zip(*stages(program), strict=True)
+    assert names == ("lowered", *(transform.__name__ for transform in PASSES))
+    assert programs[0] is program
+    assert programs[-1] == run_passes(program)
+
+
+def swap_reduced_axis(program: Program) -> Program:
+    """Wrong: means over the other axis."""
+    ops = list(program.ops)
+    number = next(k for k, op in enumerate(ops) if op == Reduce((0,), (0,)))
+    ops[number] = Reduce((0,), (1,))
+    return replace(program, ops=tuple(ops))
+
+
+def drop_a_term(program: Program) -> Program:
+    """Wrong: a sum loses its last operand."""
+    return changed(program, Add, lambda op: replace(op, args=op.args[:-1]))
+
+
+def count_a_term_twice(program: Program) -> Program:
+    """Wrong: a sum takes its first operand twice."""
+    return changed(program, Add, lambda op: replace(op, args=(*op.args, op.args[0])))
+
+
+def forget_an_output(program: Program) -> Program:
+    """Wrong: ill-formed, an output is never written."""
+    return replace(program, ops=tuple(op for op in program.ops if not isinstance(op, Output)))
+
+
+def misspell_a_transpose(program: Program) -> Program:
+    """Wrong: ill-typed."""
+    return changed(program, Reduce, lambda op: Transpose(op.args, (0, 0)))
+
+
+def changed(program, kind, change):
+    ops = list(program.ops)
+    number = next(k for k, op in enumerate(ops) if isinstance(op, kind))
+    ops[number] = change(ops[number])
+    return replace(program, ops=tuple(ops))
+
+
+WRONG = [
+    swap_reduced_axis,
+    drop_a_term,
+    count_a_term_twice,
+    forget_an_output,
+    misspell_a_transpose,
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda p: p.__name__)
+@pytest.mark.parametrize("place", [0, 2, len(PASSES)])
+def test_a_wrong_pass_is_caught_when_verifying(monkeypatch, wrong, place):
+    planted = (*PASSES[:place], wrong, *PASSES[place:])
+    monkeypatch.setattr(passes, "PASSES", planted)
+    monkeypatch.setenv("SYMCOMPILE_VERIFY", "1")
+    with pytest.raises(ProgramError) as caught:
+        run_passes(lowered("graph"))
+    if wrong in (swap_reduced_axis, drop_a_term, count_a_term_twice):
+        assert f"pass {wrong.__name__} changed what the program computes" in str(caught.value)
+
+
+def test_right_passes_stand_when_verifying(monkeypatch):
+    monkeypatch.setenv("SYMCOMPILE_VERIFY", "1")
+    for name in SPECS:
+        for how in LOWER:
+            run_passes(lowered(name, how))
+
+
+@pytest.mark.parametrize("value", [None, "", "0"])
+def test_verifying_is_off_unless_asked_for(monkeypatch, value):
+    monkeypatch.setattr(passes, "PASSES", (drop_a_term,))
+    if value is None:
+        monkeypatch.delenv("SYMCOMPILE_VERIFY", raising=False)
+    else:
+        monkeypatch.setenv("SYMCOMPILE_VERIFY", value)
+    program = lowered("graph")
+    assert run_passes(program) == drop_a_term(program)
+
+
+def test_a_wrong_pass_is_caught_through_compile(monkeypatch):
+    import symcompile as sc
+
+    monkeypatch.setattr(passes, "PASSES", (*PASSES, drop_a_term))
+    monkeypatch.setenv("SYMCOMPILE_VERIFY", "1")
+    with pytest.raises(ProgramError, match="pass drop_a_term changed"):
+        sc.compile({"w": (0, 0)}, in_channels=1, out_channels=1, backend="numpy")
