@@ -6,6 +6,7 @@ spec, schema, lowering, passes, code generation.
 
 from __future__ import annotations
 
+import builtins
 import keyword
 from collections.abc import Mapping
 from pathlib import Path
@@ -266,6 +267,7 @@ def _check_name(name: str) -> None:
         or keyword.iskeyword(name)
         or name.startswith("_")
         or name in taken
+        or hasattr(builtins, name)
         or len(name) > 100
     ):
         raise OptionError(

@@ -24,6 +24,7 @@ class Namer:
 
     def __init__(self, taken: set[str] | None = None) -> None:
         self._taken = set(taken or ())
+        self._counts: dict[str, int] = {}
 
     def __call__(self, text: str, fallback: str = "v") -> str:
         """A new identifier that reads like `text`."""
@@ -33,9 +34,10 @@ class Namer:
             clean = f"{fallback}{'_' if clean else ''}{clean}"
         if keyword.iskeyword(clean) or keyword.issoftkeyword(clean):
             clean += "_"
-        name, count = clean, 1
+        name, count = clean, self._counts.get(clean, 1)
         while name in self._taken:
             count += 1
             name = f"{clean}_{count}"
+        self._counts[clean] = count
         self._taken.add(name)
         return name

@@ -132,6 +132,19 @@ def test_half_types_reduce_in_float32(dtype: str) -> None:
             assert abs(found - exact) <= 0.51 * ulp
 
 
+def test_chained_half_reductions_do_not_round_in_between() -> None:
+    """Means that all round up, then means of those that do again: rounding each would add up."""
+    ulp = 2.0**-7
+    x = np.ones((33, 33, 33, 1))
+    x[16:, 16:, 16:] += ulp
+    # Outputs that need the means on the way, so that the last is made from them.
+    layer = sc.compile({"x": (0, 1, 2)}, {"m": (), "p": (0, 1), "q": (0,)}, in_channels=1,
+                       out_channels=1, bias=False, backend="jax")  # fmt: skip
+    params = {name: np.ones(shape) for name, shape in layer.compiled.shapes.items()}
+    found = float(jax.jit(layer.apply)(params, {"x": jnp.asarray(x, "bfloat16")})["m"][0])
+    assert abs(found - x.mean()) <= 0.51 * ulp
+
+
 # -- transforms ----------------------------------------------------------------------------------
 
 

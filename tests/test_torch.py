@@ -334,14 +334,17 @@ def test_half_types_reduce_in_float32(dtype: torch.dtype) -> None:
 
 
 def test_chained_half_reductions_do_not_round_in_between() -> None:
-    """Rows whose means all round up, then columns whose means do: rounding each would add up."""
+    """Means that all round up, then means of those that do again: rounding each would add up."""
     one, ulp = 1.0, 2.0**-7
     row = torch.tensor([one] * 16 + [one + ulp] * 17)  # mean: just over half an ulp above one
     x = row.expand(33, 33).clone()
     x[:16] = one
     x = x.expand(33, 33, 33).clone()
     x[:16] = one
-    layer = sc.compile({"x": (0, 1, 2)}, {"m": ()}, in_channels=1, out_channels=1, bias=False)
+    # Outputs that need the means on the way, so that the last is made from them.
+    outputs = {"m": (), "p": (0, 1), "q": (0,)}
+    layer = sc.compile({"x": (0, 1, 2)}, outputs, in_channels=1, out_channels=1, bias=False)
+    assert sum(type(op).__name__ == "Reduce" for op in layer.compiled.program.ops) >= 3
     torch.nn.init.ones_(layer.mix_scalar)
     found = layer({"x": x.bfloat16()[..., None]})["m"].item()
     assert abs(found - x.double().mean().item()) <= 0.51 * ulp

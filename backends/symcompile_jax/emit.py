@@ -255,8 +255,8 @@ class _Jax:
     def embed(self, request: Embedding) -> list[str]:
         groups = ", ".join(f"({axes}, {size})" for axes, size in request.equal)
         text = f"jnp.where(_equal({request.order}, {groups}), {request.place}, 0)"
+        target = request.target
         if request.owned:
-            return [f"{request.target} = {request.total} + {text}"]
-        if request.total is not None:
-            text = f"{request.total} + {text}"
-        return [f"{request.target} = jnp.broadcast_to({text}, {request.shape})"]
+            return [f"{target} = {target} + {text}"]
+        total = target if request.total is None else f"{request.total} + {target}"
+        return [f"{target} = {text}", f"{target} = jnp.broadcast_to({total}, {request.shape})"]

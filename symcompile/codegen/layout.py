@@ -71,18 +71,16 @@ class Layout:
         for index, (name, tensor) in enumerate(zip(self.inputs, tensors, strict=True)):
             lines.append(f"_check({index}, {name}, {self._stored(tensor)})")
         for name, tensor in zip(self.inputs, tensors, strict=True):
-            folded = self._fold(name, tensor)
-            if folded != name:
-                lines.append(f"{name} = {folded}")
+            lines += self._fold(name, tensor)
         return lines
 
     def write(self, text: str, tensor: int) -> list[str]:
         """Statements that make output number `tensor` from its folded value."""
-        text = self._unfold(text, self._compiled.program.outputs[tensor])
-        if text.isidentifier():
+        name = self.outputs[tensor]
+        steps = self._unfold(name, text, self._compiled.program.outputs[tensor])
+        if not steps and text.isidentifier():
             self.outputs[tensor] = text
-            return []
-        return [f"{self.outputs[tensor]} = {text}"]
+        return steps or ([] if text.isidentifier() else [f"{name} = {text}"])
 
     def result(self, lines: list[str]) -> str:
         """The output tree as a literal over output names; deep parts of it are put in `lines`."""
@@ -115,27 +113,29 @@ class Layout:
         sizes = [self._product(axis_atoms(axis)) for axis in tensor.axes]
         return f"({', '.join(['*batch', *sizes, str(tensor.channels)])})"
 
-    def _fold(self, text: str, tensor: Tensor) -> str:
+    def _fold(self, name: str, tensor: Tensor) -> list[str]:
         stored, folded = _fixed_places(tensor)
         composite = len(tensor.atoms) != len(tensor.axes)
+        steps = []
         if composite and (stored != folded or not tensor.fixed):
-            text = f"{text}.reshape({self._split(tensor, tensor.atoms)})"
+            steps.append(f"{name}.reshape({self._split(tensor, tensor.atoms)})")
         if stored != folded:
-            text = self._dialect.move_axes(text, stored, folded)
+            steps.append(self._dialect.move_axes(name, stored, folded))
         if tensor.fixed:
-            text = f"{text}.reshape({self.shape(tensor.labels, tensor.width)})"
-        return text
+            steps.append(f"{name}.reshape({self.shape(tensor.labels, tensor.width)})")
+        return [f"{name} = {step}" for step in steps]
 
-    def _unfold(self, text: str, tensor: Tensor) -> str:
+    def _unfold(self, name: str, text: str, tensor: Tensor) -> list[str]:
         stored, folded = _fixed_places(tensor)
         composite = len(tensor.atoms) != len(tensor.axes)
+        steps = []
         if stored != folded:
             atoms = sorted(tensor.atoms, key=lambda atom: isinstance(atom, Fixed))
-            text = f"{text}.reshape({self._split(tensor, atoms)})"
-            text = self._dialect.move_axes(text, folded, stored)
+            steps.append(f"{text}.reshape({self._split(tensor, atoms)})")
+            steps.append(self._dialect.move_axes(name, folded, stored))
         if composite or (tensor.fixed and stored == folded):
-            text = f"{text}.reshape({self._stored(tensor)})"
-        return text
+            steps.append(f"{name if steps else text}.reshape({self._stored(tensor)})")
+        return [f"{name} = {step}" for step in steps]
 
     def _split(self, tensor: Tensor, atoms: Sequence[Atom]) -> str:
         """The shape with an axis for every part of a composite axis."""
