@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import builtins
 import keyword
+import os
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,7 +78,7 @@ def compile(
         init: "scaled" keeps the variance of activations; "unf" is N(0, 1/(c_in * terms)).
         dtype: of the weights, a name or a framework's dtype; default the framework's.
         name: class name in generated source.
-        max_basis: refuse a larger basis before building anything.
+        max_basis: refuse a larger basis before building anything; the bias does not count.
         keep_stages: keep the program after every pass, in `layer.compiled.stages`.
 
     Returns:
@@ -136,6 +138,15 @@ def export(
         ExportError: the file cannot be written.
         SymcompileError: as `compile`.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise OptionError(f"path is a {type(path).__name__}; give a str or a Path")
+    known = signature(compile_spec).parameters
+    for option in options:
+        if option not in known:
+            raise OptionError(
+                f"{option!r} is no option of export; those of compile are: "
+                f"{', '.join(list(known)[2:])}"
+            )
     source = get_backend(backend).emit(compile_spec(spec, out_spec, **options))
     return write_atomically(Path(path), source)
 
@@ -174,6 +185,7 @@ def compile_spec(
     keep_stages: bool = False,
 ) -> Compiled:
     """All of `compile` that needs no framework; arguments as there."""
+    _choose("bias", bias, (True, False))
     _choose("reduce", reduce, REDUCTIONS)
     _choose("optimize", optimize, STRATEGIES)
     _choose("minimize", minimize, ("time",))
@@ -184,7 +196,7 @@ def compile_spec(
     outputs = _tensors(target, out_channels, "out_channels")
     known = dict(source.sizes)
     _refuse_large(inputs, outputs, known, max_basis)
-    schema = build_schema(inputs, outputs, known, bias=bool(bias))
+    schema = build_schema(inputs, outputs, known, bias=bias)
     scales = init_scales(schema, init, reduce)
     if optimize is False:
         lowered = lower_reference(schema, reduce)
@@ -211,9 +223,7 @@ def _bound(
 ) -> tuple[PermSpec, PermSpec]:
     source = parse_spec(spec)
     target = None if out_spec is None else parse_spec(out_spec)
-    # A spec that comes bound (from another layer, say) brings its sizes along.
-    given = {**dict(source.sizes), **(dict(target.sizes) if target else {}), **(sizes or {})}
-    source, target = bind_specs(source, target, shapes, out_shapes, given or None)
+    source, target = bind_specs(source, target, shapes, out_shapes, sizes)
     require_derivable(source, target)
     return source, target
 
@@ -226,8 +236,13 @@ def _tensors(spec: PermSpec, channels: Any, what: str) -> tuple[Tensor, ...]:
 
 
 def _refuse_large(
-    inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], sizes: Mapping[Any, int], limit: int
+    inputs: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...],
+    sizes: Mapping[Any, int],
+    limit: int,
 ) -> None:
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise OptionError(f"max_basis={limit!r:.80}: expected a positive int")
     count = basis_size([t.labels for t in outputs], [t.labels for t in inputs], sizes)
     if count > limit:
         raise BasisTooLargeError(
@@ -239,8 +254,9 @@ def _refuse_large(
 
 def _choose(option: str, value: object, known: tuple[object, ...]) -> None:
     # `is` for False: 0 == False, and 0 is no strategy.
-    if not any(
-        value is choice or (isinstance(choice, str) and value == choice) for choice in known
+    texts = [choice for choice in known if isinstance(choice, str)]
+    if not any(value is choice for choice in known) and not (
+        isinstance(value, str) and value in texts
     ):
         raise OptionError(
             f"{option}={value!r} is not known; choose one of {', '.join(map(repr, known))}"

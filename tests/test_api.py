@@ -371,6 +371,12 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_name_too_long_for_the_file_system_is_refused(tmp_path):
+    with pytest.raises(sc.ExportError, match="cannot write"):
+        sc.export(SPEC, tmp_path / ("a" * 300), backend="torch", **ONE)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_is_no_file(tmp_path):
     (tmp_path / "layer.py").mkdir()
     with pytest.raises(sc.ExportError, match="cannot write"):
@@ -399,3 +405,40 @@ def test_the_backend_that_interprets_has_nothing_to_export(tmp_path):
 
 def test_an_export_error_is_an_os_error():
     assert issubclass(sc.ExportError, OSError)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"sizes": [1, 2]}, "sizes: found a list"),
+        ({"max_basis": "5"}, "max_basis='5'"),
+        ({"max_basis": None}, "max_basis=None"),
+        ({"max_basis": True}, "max_basis=True"),
+        ({"bias": "no"}, "bias='no'"),
+        ({"bias": None}, "bias=None"),
+        ({"reduce": np.array([1, 2])}, "reduce=array"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_named(options, found):
+    with pytest.raises(sc.SymcompileError) as caught:
+        sc.compile(SPEC, backend="numpy", **ONE, **options)
+    assert found in str(caught.value)
+
+
+def test_export_names_what_it_does_not_know(tmp_path):
+    with pytest.raises(sc.OptionError, match="'colour' is no option"):
+        sc.export(SPEC, tmp_path / "layer.py", backend="torch", colour=3, **ONE)
+    with pytest.raises(sc.OptionError, match="path is a NoneType"):
+        sc.export(SPEC, None, backend="torch", **ONE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_follows_links_and_keeps_modes(tmp_path):
+    target, link = tmp_path / "target.py", tmp_path / "link.py"
+    target.write_text("old")
+    target.chmod(0o755)
+    link.symlink_to(target)
+    sc.export(SPEC, link, backend="torch", **ONE)
+    assert link.is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o755
+    assert "class EquivariantLinear" in target.read_text()

@@ -578,3 +578,11 @@ def test_the_page_shows_what_its_commands_print(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         printed = done.stdout + done.stderr
+
+
+def test_the_spec_is_never_overwritten_by_its_source(tmp_path):
+    spec = tmp_path / "spec.json"
+    spec.write_text('{"w": [0, 1]}')
+    result = CliRunner().invoke(app, ["compile", str(spec), "-o", str(spec)])
+    assert result.exit_code == 2
+    assert spec.read_text() == '{"w": [0, 1]}'

@@ -311,3 +311,12 @@ def test_one_is_never_broadcast_to_six() -> None:
         x = {"k": jnp.ones((4, sizes[0], 1)), "b": jnp.ones((sizes[1], 1))}
         with pytest.raises(sc.ShapeError, match=r"x\['k'\] has shape"):
             layer.apply(params, x)
+
+
+def test_64_bits_are_refused_where_jax_would_round_them(tmp_path):
+    layer = sc.compile({"w": (0, 1)}, in_channels=1, out_channels=1, backend="jax", dtype="float64")
+    with pytest.raises(sc.BackendError, match="jax_enable_x64"):
+        layer.init(jax.random.key(0))
+    sc.save_weights({"w": np.ones((2, 2))}, tmp_path / "w.safetensors")
+    with pytest.raises(sc.BackendError, match="jax_enable_x64"):
+        sc.load_weights(tmp_path / "w.safetensors", backend="jax")

@@ -574,9 +574,9 @@ def test_binding_again_keeps_earlier_sizes() -> None:
     spec = bind((0, 1), sizes={0: 3})
     assert bind_specs(spec, None, sizes={1: 4})[0].sizes == ((0, 3), (1, 4))
     assert bind_specs(spec, parse_spec(()), sizes={0: 3})[1].sizes == ((0, 3),)
-    with pytest.raises(ShapeError, match="size 3 by a bound spec but 5 by sizes="):
+    with pytest.raises(ShapeError, match="size 3 by the bound spec but 5 by sizes="):
         bind_specs(spec, None, sizes={0: 5})
-    with pytest.raises(ShapeError, match="label 0 has size 3 by a bound spec"):
+    with pytest.raises(ShapeError, match="label 0 has size 3 by the bound spec"):
         bind_specs(spec, None, shapes=(5, 1))
 
 

@@ -15,6 +15,7 @@ from symcompile.codegen import Compiled
 from symcompile.spec import flatten_like, unflatten
 from symcompile_jax.emit import emit
 from symcompile_jax.layer import JaxLayer, build
+from symcompile_jax.width import require_width
 
 __all__ = ["BACKEND", "JaxLayer", "emit"]
 
@@ -44,6 +45,7 @@ class _JaxBackend:
         return np.asarray(value)
 
     def from_numpy(self, value: np.ndarray[Any, Any]) -> Any:
+        require_width(value.dtype)
         return jnp.asarray(value)
 
     def precision(self, dtype: str) -> AbstractContextManager[object]:

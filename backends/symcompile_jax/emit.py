@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from symcompile.codegen import Compiled, Embedding, write_parts
 from symcompile.codegen.layout import wrapped
-from symcompile.codegen.template import block, header, scales_table, tensors_table
+from symcompile.codegen.template import block, header, reading, scales_table, tensors_table
 
 __all__ = ["emit"]
 
@@ -83,48 +83,7 @@ def _draw(key, dtype, rows, cols, orthogonal):
     return values.astype(dtype)
 
 
-def _flatten(tree, path=()):
-    """Every array of a tree of mappings and sequences, by path."""
-    if hasattr(tree, "keys"):
-        items = [(key, tree[key]) for key in tree.keys()]
-    elif isinstance(tree, (list, tuple)):
-        items = enumerate(tree)
-    else:
-        return {{path: tree}}
-    found = {{}}
-    for key, child in items:
-        found.update(_flatten(child, (*path, key)))
-    return found
-
-
-def _place(path):
-    return "x" + "".join(f"[{{key!r}}]" for key in path)
-
-
-def _read(x):
-    """The arrays of a tree, in the order of TENSORS."""
-    found = _flatten(x)
-    for path, order in TENSORS:
-        if path not in found:
-            inside = [other for other in found if other[: len(path)] == path]
-            what = f"a container of {{len(inside)}} entries" if inside else "nothing"
-            raise ShapeError(
-                f"{{_place(path)}}: found {{what}}, expected an array (*batch, {{order}} axes, "
-                "channels); give a tree with the same paths as the spec"
-            )
-        if not hasattr(found[path], "shape") or not hasattr(found[path], "dtype"):
-            kind = type(found[path]).__name__
-            raise ShapeError(f"{{_place(path)}}: found a {{kind}} object, expected an array")
-        if len(found[path].shape) < order + 1:
-            raise ShapeError(
-                f"{{_place(path)}} has shape {{found[path].shape}}, expected (*batch, "
-                f"{{order}} axes, channels)"
-            )
-    if len(found) != len(TENSORS):
-        known = {{path for path, _ in TENSORS}}
-        extra = [_place(path) for path in found if path not in known]
-        raise ShapeError(f"{{', '.join(extra)}}: no such tensor in the spec; leave it out")
-    return [jnp.asarray(found[path]) for path, _ in TENSORS]
+{reading}
 
 
 def _weights(params):
@@ -139,17 +98,6 @@ def _weights(params):
                 f"params[{{name!r}}] has shape {{tuple(params[name].shape)}}, expected {{shape}}"
             )
     return {{name: jnp.asarray(params[name]) for name in WEIGHTS}}
-
-
-def _check(index, array, expected):
-    """Refuse an array of another shape; nothing is ever broadcast to fit."""
-    if tuple(array.shape) != expected:
-        path, order = TENSORS[index]
-        batch = len(expected) - order - 1
-        raise ShapeError(
-            f"{{_place(path)}} has shape {{tuple(array.shape)}}, expected {{expected}}: "
-            f"batch {{expected[:batch]}}, axes {{expected[batch:-1]}}, channels {{expected[-1]}}"
-        )
 
 
 def _common_dtype(leaves, weights):
@@ -212,6 +160,9 @@ def emit(compiled: Compiled) -> str:
         weights=block(weights, 4),
         compute=block(parts.compute, 4),
         result=block((f"return {parts.result}",), 4),
+        reading=reading(
+            "array", "an array", 'hasattr({}, "shape") and hasattr({}, "dtype")', "jnp.asarray({})"
+        ),
     )
     return source + (_ON_DIAGONAL if "_equal(" in source else "")
 

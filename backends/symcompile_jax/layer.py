@@ -11,17 +11,15 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-from symcompile.codegen import Compiled, load_module
-from symcompile.planner import PlanInfo
-from symcompile.spec import PermSpec
-from symcompile.weights import BasisElement
+from symcompile.codegen import Compiled, CompiledLayer, load_module
 from symcompile_jax.emit import emit
+from symcompile_jax.width import require_width
 
 __all__ = ["JaxLayer", "build"]
 
 
 @dataclass(frozen=True)
-class JaxLayer:
+class JaxLayer(CompiledLayer):
     """What `symcompile.compile(..., backend="jax")` returns.
 
     >>> import jax, jax.numpy as jnp, symcompile as sc
@@ -34,6 +32,9 @@ class JaxLayer:
 
     compiled: Compiled
     backend = "jax"
+
+    def __repr__(self) -> str:
+        return f"JaxLayer({self.describe()})"
 
     @cached_property
     def source(self) -> str:
@@ -48,23 +49,13 @@ class JaxLayer:
     def __getstate__(self) -> dict[str, Any]:
         return {"compiled": self.compiled}  # a module does not pickle; it is loaded again
 
-    @property
-    def spec(self) -> PermSpec:
-        """The bound input spec."""
-        return self.compiled.spec
-
-    @property
-    def plan(self) -> PlanInfo:
-        """What the planner did."""
-        return self.compiled.plan
-
-    @property
-    def basis(self) -> tuple[BasisElement, ...]:
-        """Every basis element and its weight slice."""
-        return self.compiled.basis
-
     def init(self, key: Any, dtype: Any = None) -> dict[str, Any]:
-        """Draw weights: a dict of arrays by name, in the canonical schema."""
+        """Draw weights: a dict of arrays by name, in the canonical schema.
+
+        Raises:
+            BackendError: the dtype asked for has 64 bits and JAX rounds those to 32.
+        """
+        require_width(dtype or self.compiled.dtype or "float32")
         params: dict[str, Any] = self.module.init(key, dtype)
         return params
 

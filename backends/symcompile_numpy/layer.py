@@ -12,28 +12,27 @@ from typing import Any
 
 import numpy as np
 
-from symcompile.codegen import Compiled
+from symcompile.codegen import Compiled, CompiledLayer
+from symcompile.dtypes import numpy_dtype
 from symcompile.errors import ShapeError
 from symcompile.ir import Program
-from symcompile.planner import PlanInfo
 from symcompile.spec import (
     Fixed,
     Label,
     Path,
-    PermSpec,
     flatten_like,
     format_path,
     size_sources,
     unflatten,
 )
-from symcompile.weights import BasisElement, Scale
+from symcompile.weights import Scale
 from symcompile_numpy.interpret import Array, run, stored_shape
 
 __all__ = ["NumpyLayer"]
 
 
 @dataclass(frozen=True)
-class NumpyLayer:
+class NumpyLayer(CompiledLayer):
     """A compiled layer, interpreted.
 
     >>> import numpy as np
@@ -47,20 +46,8 @@ class NumpyLayer:
     compiled: Compiled
     backend = "numpy"
 
-    @property
-    def spec(self) -> PermSpec:
-        """The bound input spec."""
-        return self.compiled.spec
-
-    @property
-    def plan(self) -> PlanInfo:
-        """What the planner did."""
-        return self.compiled.plan
-
-    @property
-    def basis(self) -> tuple[BasisElement, ...]:
-        """Every basis element and its weight slice."""
-        return self.compiled.basis
+    def __repr__(self) -> str:
+        return f"NumpyLayer({self.describe()})"
 
     @property
     def program(self) -> Program:
@@ -83,7 +70,7 @@ class NumpyLayer:
             arrays by name, in the canonical schema.
         """
         rng = np.random.default_rng(seed)
-        kind = _dtype(dtype or self.compiled.dtype or "float32")
+        kind = numpy_dtype(dtype or self.compiled.dtype or "float32")
         scales = {scale.weight: scale for scale in self.compiled.scales}
         return {
             name: _draw(rng, shape, scales.get(name), kind)
@@ -125,7 +112,7 @@ class NumpyLayer:
                 )
         kind = np.result_type(*leaves)
         if not _is_inexact(kind):
-            kind = np.result_type(kind, *weights.values())
+            kind = np.result_type(*weights.values())
         if any(weight.dtype.kind == "c" for weight in weights.values()):
             kind = np.result_type(kind, np.complex64)
         inner = np.dtype(np.float32) if kind.itemsize <= 2 else kind
@@ -175,15 +162,6 @@ def _array(leaf: Any, path: Path) -> Array:
             f"x{format_path(path)}: found a {type(leaf).__name__} object, expected an array"
         )
     return np.asarray(leaf)
-
-
-def _dtype(name: Any) -> np.dtype[Any]:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        name = ml_dtypes.bfloat16
-    kind: np.dtype[Any] = np.dtype(name)
-    return kind
 
 
 def _is_inexact(kind: np.dtype[Any]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from symcompile.codegen import Compiled, Embedding, write_parts
 from symcompile.codegen.layout import wrapped
-from symcompile.codegen.template import block, header, scales_table, tensors_table
+from symcompile.codegen.template import block, header, reading, scales_table, tensors_table
 
 __all__ = ["emit"]
 
@@ -90,59 +90,7 @@ def _orthogonal(noise):
     return q if tall is noise else q.mH
 
 
-def _flatten(tree, path=()):
-    """Every tensor of a tree of mappings and sequences, by path."""
-    if hasattr(tree, "keys"):
-        items = [(key, tree[key]) for key in tree.keys()]
-    elif isinstance(tree, (list, tuple)):
-        items = enumerate(tree)
-    else:
-        return {{path: tree}}
-    found = {{}}
-    for key, child in items:
-        found.update(_flatten(child, (*path, key)))
-    return found
-
-
-def _place(path):
-    return "x" + "".join([f"[{{key!r}}]" for key in path])
-
-
-def _read(x):
-    """The tensors of a tree, in the order of TENSORS."""
-    found = _flatten(x)
-    for path, order in TENSORS:
-        if path not in found:
-            inside = [other for other in found if other[: len(path)] == path]
-            what = f"a container of {{len(inside)}} entries" if inside else "nothing"
-            raise ShapeError(
-                f"{{_place(path)}}: found {{what}}, expected a tensor (*batch, {{order}} axes, "
-                "channels); give a tree with the same paths as the spec"
-            )
-        if not isinstance(found[path], torch.Tensor):
-            kind = type(found[path]).__name__
-            raise ShapeError(f"{{_place(path)}}: found a {{kind}} object, expected a tensor")
-        if found[path].dim() < order + 1:
-            raise ShapeError(
-                f"{{_place(path)}} has shape {{tuple(found[path].shape)}}, expected (*batch, "
-                f"{{order}} axes, channels)"
-            )
-    if len(found) != len(TENSORS):
-        known = {{path for path, _ in TENSORS}}
-        extra = [_place(path) for path in found if path not in known]
-        raise ShapeError(f"{{', '.join(extra)}}: no such tensor in the spec; leave it out")
-    return [found[path] for path, _ in TENSORS]
-
-
-def _check(index, tensor, expected):
-    """Refuse a tensor of another shape; nothing is ever broadcast to fit."""
-    if tuple(tensor.shape) != expected:
-        path, order = TENSORS[index]
-        batch = len(expected) - order - 1
-        raise ShapeError(
-            f"{{_place(path)}} has shape {{tuple(tensor.shape)}}, expected {{expected}}: "
-            f"batch {{expected[:batch]}}, axes {{expected[batch:-1]}}, channels {{expected[-1]}}"
-        )
+{reading}
 
 
 def _common_dtype(leaves, weight):
@@ -204,6 +152,7 @@ def emit(compiled: Compiled) -> str:
         weights=block(weights, 8),
         compute=block(parts.compute, 8),
         result=block((f"return {parts.result}",), 8),
+        reading=reading("tensor", "a tensor", "isinstance({}, torch.Tensor)", "{}"),
     )
 
 

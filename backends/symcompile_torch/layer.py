@@ -12,16 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from symcompile.codegen import Compiled, load_module
-from symcompile.planner import PlanInfo
-from symcompile.spec import PermSpec
-from symcompile.weights import BasisElement
+from symcompile.codegen import Compiled, CompiledLayer, load_module
 from symcompile_torch.emit import emit
 
 __all__ = ["TorchLayer", "build"]
 
 
-class TorchLayer(nn.Module):
+class TorchLayer(CompiledLayer, nn.Module):
     """What `symcompile.compile(..., backend="torch")` returns.
 
     `layer(x)` maps a tree of tensors to a tree of tensors; a leaf has shape
@@ -38,21 +35,6 @@ class TorchLayer(nn.Module):
     backend = "torch"
 
     @property
-    def spec(self) -> PermSpec:
-        """The bound input spec."""
-        return self.compiled.spec
-
-    @property
-    def plan(self) -> PlanInfo:
-        """What the planner did."""
-        return self.compiled.plan
-
-    @property
-    def basis(self) -> tuple[BasisElement, ...]:
-        """Every basis element and its weight slice."""
-        return self.compiled.basis
-
-    @property
     def source(self) -> str:
         """The generated file: it needs torch, not symcompile."""
         return emit(self.compiled)
@@ -61,8 +43,7 @@ class TorchLayer(nn.Module):
         return _rebuild, (self.compiled,), self.__dict__
 
     def extra_repr(self) -> str:
-        plan = self.compiled.plan
-        return f"{plan.diagrams} diagrams, {len(plan.signatures)} mixes, {plan.weights} weights"
+        return self.describe()
 
 
 def build(compiled: Compiled) -> TorchLayer:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from symcompile.dtypes import numpy_dtype
 from symcompile.errors import OptionError
 from symcompile.spec import Fixed, Label, Leaf, Perm, PermSpec, axis_atoms, label_order
 
@@ -38,21 +39,13 @@ def dtype_of(name: str) -> np.dtype[Any]:
     """A NumPy dtype by name, bfloat16 included.
 
     Raises:
-        OptionError: no such float or complex dtype, or bfloat16 without `ml_dtypes`.
+        OptionError: no such float or complex dtype.
+        BackendError: bfloat16 without `ml_dtypes`.
     """
     if name not in _TOLERANCES | _HALF_TOLERANCES:
         known = ", ".join(map(repr, _TOLERANCES | _HALF_TOLERANCES))
         raise OptionError(f"dtype={name!r} cannot be checked; choose one of {known}")
-    if name == "bfloat16":
-        try:
-            import ml_dtypes
-        except ImportError as error:
-            raise OptionError(
-                "dtype='bfloat16' needs NumPy's bfloat16; pip install ml_dtypes"
-            ) from error
-        kind: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return kind
-    return np.dtype(name)
+    return numpy_dtype(name)
 
 
 def tolerance_of(dtype: np.dtype[Any]) -> float:

@@ -131,6 +131,7 @@ def _compile(
 ) -> None:
     from symcompile.api import compile_spec
     from symcompile.codegen import get_backend
+    from symcompile.errors import OptionError
     from symcompile.files import write_atomically
 
     chosen = get_backend(backend)
@@ -139,6 +140,8 @@ def _compile(
     if output is None or str(output) == "-":
         typer.echo(source.encode("utf-8"), nl=False)
         return
+    if output.exists() and output.samefile(request.file):
+        raise OptionError(f"-o {output} is the spec itself; give the source a file of its own")
     write_atomically(output, source)
     plan = compiled.plan
     say(f"{output}: {backend} source, {plan.diagrams:,} diagrams, {plan.weights:,} weights")

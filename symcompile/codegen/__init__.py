@@ -3,12 +3,14 @@
 from symcompile.codegen.backend import Backend, backend_names, get_backend
 from symcompile.codegen.compiled import Compiled
 from symcompile.codegen.dialect import Dialect, Embedding
+from symcompile.codegen.layer import CompiledLayer
 from symcompile.codegen.load import load_module
 from symcompile.codegen.writer import SourceParts, write_parts
 
 __all__ = [
     "Backend",
     "Compiled",
+    "CompiledLayer",
     "Dialect",
     "Embedding",
     "SourceParts",

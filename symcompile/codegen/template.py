@@ -14,7 +14,7 @@ from symcompile.codegen.layout import wrapped
 from symcompile.ir.types import Tensor
 from symcompile.spec import PermSpec, format_axis, format_path
 
-__all__ = ["block", "header", "scales_table", "tensors_table"]
+__all__ = ["block", "header", "reading", "scales_table", "tensors_table"]
 
 
 def header(compiled: Compiled, target: str) -> str:
@@ -74,3 +74,80 @@ def _listing(tensors: tuple[Tensor, ...]) -> list[str]:
 def _sizes(spec: PermSpec) -> list[str]:
     known = ", ".join(f"{label!a}: {size}" for label, size in spec.sizes)
     return [f"sizes: {{{known}}}"] if known else []
+
+
+def reading(noun: str, a_noun: str, is_noun: str, as_noun: str) -> str:
+    """The functions that take a tree apart and check what is in it, for any framework.
+
+    Args:
+        noun, a_noun: what the framework calls an array, for messages.
+        is_noun: an expression, true of such an array; `{}` stands for it.
+        as_noun: an expression that makes it the framework's own.
+    """
+    words = {
+        "IS_NOUN": is_noun.replace("{}", "found[path]"),
+        "AS_NOUN": as_noun.replace("{}", "found[path]"),
+        "A_NOUN": a_noun,
+        "NOUN": noun,
+    }
+    text = _READING
+    for word, meaning in words.items():
+        text = text.replace(word, meaning)
+    return text
+
+
+_READING = '''\
+def _flatten(tree, path=()):
+    """Every NOUN of a tree of mappings and sequences, by path."""
+    if hasattr(tree, "keys"):
+        items = [(key, tree[key]) for key in tree.keys()]
+    elif isinstance(tree, (list, tuple)):
+        items = enumerate(tree)
+    else:
+        return {path: tree}
+    found = {}
+    for key, child in items:
+        found.update(_flatten(child, (*path, key)))
+    return found
+
+
+def _place(path):
+    return "x" + "".join([f"[{key!r}]" for key in path])
+
+
+def _read(x):
+    """The NOUNs of a tree, in the order of TENSORS."""
+    found = _flatten(x)
+    for path, order in TENSORS:
+        if path not in found:
+            inside = [other for other in found if other[: len(path)] == path]
+            what = f"a container of {len(inside)} entries" if inside else "nothing"
+            raise ShapeError(
+                f"{_place(path)}: found {what}, expected A_NOUN (*batch, {order} axes, "
+                "channels); give a tree with the same paths as the spec"
+            )
+        if not (IS_NOUN):
+            kind = type(found[path]).__name__
+            raise ShapeError(f"{_place(path)}: found a {kind} object, expected A_NOUN")
+        if len(found[path].shape) < order + 1:
+            raise ShapeError(
+                f"{_place(path)} has shape {tuple(found[path].shape)}, expected (*batch, "
+                f"{order} axes, channels)"
+            )
+    if len(found) != len(TENSORS):
+        known = {path for path, _ in TENSORS}
+        extra = [_place(path) for path in found if path not in known]
+        raise ShapeError(f"{', '.join(extra)}: no such tensor in the spec; leave it out")
+    return [AS_NOUN for path, _ in TENSORS]
+
+
+def _check(index, NOUN, expected):
+    """Refuse A_NOUN of another shape; nothing is ever broadcast to fit."""
+    if tuple(NOUN.shape) != expected:
+        path, order = TENSORS[index]
+        batch = len(expected) - order - 1
+        raise ShapeError(
+            f"{_place(path)} has shape {tuple(NOUN.shape)}, expected {expected}: "
+            f"batch {expected[:batch]}, axes {expected[batch:-1]}, channels {expected[-1]}"
+        )
+'''.rstrip()

@@ -197,7 +197,11 @@ def _given_sizes(
     specs: Sequence[PermSpec], sizes: Mapping[Any, Any] | None, labels: set[Label]
 ) -> dict[_Unknown, _Known]:
     known: dict[_Unknown, _Known] = {}
-    bound = [(label, size, "a bound spec") for one in specs for label, size in one.sizes]
+    bound = [
+        (label, size, f"the bound {name}")
+        for one, name in zip(specs, ("spec", "out_spec"), strict=False)
+        for label, size in one.sizes
+    ]
     if sizes is not None and not isinstance(sizes, Mapping):
         raise ShapeError(
             f"sizes: found {short_repr(sizes)}; give a mapping of labels to sizes, as {{0: 64}}"

@@ -14,13 +14,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, Literal, NoReturn, Protocol, TypeAlias
 
-from symcompile.errors import ExportError, SpecError
+from symcompile.errors import SpecError
+from symcompile.files import write_atomically
 from symcompile.spec.parse import MAX_DEPTH, parse_spec
 from symcompile.spec.types import (
     Axis,
@@ -129,23 +129,7 @@ def dump_spec(spec: object, path: str | os.PathLike[str]) -> None:
     cannot be written; what stood there before then still does.
     """
     text = dumps_spec(spec, _format_of(os.fspath(path)))
-    target = os.path.realpath(path)  # a link keeps pointing at the file that is replaced
-    beside = f"{target}.{secrets.token_hex(4)}.tmp"
-    try:
-        try:
-            with open(beside, "x", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, target)
-        except BaseException:
-            FilePath(beside).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ExportError(
-            f"{os.fspath(path)}: cannot be written ({error.strerror or error}); give a path in "
-            "an existing folder that you may write to"
-        ) from error
+    write_atomically(FilePath(path), text)
 
 
 def _format_of(name: str) -> SpecFormat:

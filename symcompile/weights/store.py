@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from symcompile.errors import ExportError, ShapeError
+from symcompile.dtypes import numpy_dtype
+from symcompile.errors import BackendError, ExportError, ShapeError
 from symcompile.files import write_atomically
 
 __all__ = ["load_weights", "save_weights"]
@@ -38,7 +39,10 @@ def save_weights(weights: Any, path: str | Path) -> Path:
         ExportError: a dtype is not in the list (the format has no complex128), or the file cannot
             be written; what stood there still does.
     """
-    from safetensors.numpy import save
+    try:
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise _no_safetensors() from error
 
     state = weights.state_dict() if hasattr(weights, "state_dict") else weights
     if not isinstance(state, Mapping) or not all(hasattr(v, "shape") for v in state.values()):
@@ -63,11 +67,14 @@ def load_weights(path: str | Path, backend: str = "numpy") -> dict[str, Any]:
 
     Raises:
         ExportError: the file cannot be read or is no safetensors file of weights.
-        BackendError: the backend is unknown.
+        BackendError: the backend is unknown, or its framework rounds what the file holds.
     """
-    from safetensors import SafetensorError, deserialize
-
     from symcompile.codegen import get_backend
+
+    try:
+        from safetensors import SafetensorError, deserialize
+    except ImportError as error:
+        raise _no_safetensors() from error
 
     chosen = get_backend(backend)
     try:
@@ -79,6 +86,12 @@ def load_weights(path: str | Path, backend: str = "numpy") -> dict[str, Any]:
     return {name: chosen.from_numpy(_array(name, part, path)) for name, part in stored}
 
 
+def _no_safetensors() -> BackendError:
+    return BackendError(
+        "weights are kept in safetensors files; install the library: pip install safetensors"
+    )
+
+
 def _array(name: str, stored: Mapping[str, Any], path: str | Path) -> Any:
     import numpy as np
 
@@ -87,12 +100,7 @@ def _array(name: str, stored: Mapping[str, Any], path: str | Path) -> Any:
         raise ExportError(
             f"{str(path)!r}: {name!r} has dtype {kind}, expected one of {', '.join(_DTYPES)}"
         )
-    dtype: Any = _DTYPES[kind]
-    if dtype == "bfloat16":  # not NumPy's own
-        import ml_dtypes
-
-        dtype = ml_dtypes.bfloat16
-    return np.frombuffer(stored["data"], dtype).reshape(stored["shape"]).copy()
+    return np.frombuffer(stored["data"], numpy_dtype(_DTYPES[kind])).reshape(stored["shape"]).copy()
 
 
 def _numpy(value: Any) -> Any:

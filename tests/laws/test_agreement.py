@@ -25,12 +25,12 @@ def test_reference_and_planned_agree_on_numpy_and_torch(case: Case) -> None:
     _agree(case, ["numpy", "torch"], (False, "auto"))
 
 
-# One plan: most of the time goes to XLA, which compiles every example anew.
+# One plan a case: most of the time goes to XLA, which compiles every example anew.
 @settings(max_examples=40)
 @given(cases(max_weights=600, max_entries=1_500))
 def test_jax_agrees_with_numpy(case: Case) -> None:
     pytest.importorskip("jax")
-    _agree(case, ["numpy", "jax"], ("auto",))
+    _agree(case, ["numpy", "jax"], (False if case.seed % 3 == 0 else "auto",))
 
 
 def _agree(case: Case, backends: list[str], plans: tuple[bool | str, ...]) -> None:

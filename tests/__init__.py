@@ -1,0 +1,1 @@
+"""Tests, importable as a package: helpers are imported as `tests.x`."""
