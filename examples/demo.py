@@ -223,7 +223,7 @@ def compile_layers(console: Console, zoos: list[zoo.Zoo], folder: Path) -> list[
         f"{len(families) * len(BACKENDS)} layers in {seconds:.1f} s. The plan for the "
         f"{families[-1].name}s:",
     )
-    code(console, str(families[-1].layers["torch"].plan).splitlines())
+    code(console, families[-1].layers["torch"].plan.summary().splitlines())
     return families
 
 
@@ -366,9 +366,10 @@ def child(script: str, *arguments: str) -> Any:
 
 def excerpt(source: str) -> list[str]:
     """The first mix of a generated torch file."""
-    start = "        # Signature"
-    mix, split, rest = source.partition(start)[2].partition(".split(")
-    return textwrap.dedent(f"{start}{mix}{split}{rest.splitlines()[0]}").splitlines()
+    groups = [group.split("\n\n")[0] for group in source.split("        # Signature")[1:]]
+    mix = next(group for group in groups if "torch.cat((" in group)
+    head, split, rest = mix.partition(".split(")
+    return textwrap.dedent(f"        # Signature{head}{split}{rest.splitlines()[0]}").splitlines()
 
 
 def heading(console: Console, number: int, title: str) -> None:

@@ -15,6 +15,7 @@ from symcompile.errors import (
     CheckError,
     ExportError,
     OptionError,
+    PlanError,
     ProgramError,
     ShapeError,
     SpecError,
@@ -23,12 +24,14 @@ from symcompile.errors import (
 from symcompile.spec.types import Fixed, PermSpec
 
 if TYPE_CHECKING:
+    from symcompile import terms
     from symcompile.api import compile, export, plan
     from symcompile.check import (
         check_backends,
         check_completeness,
         check_equivariance,
     )
+    from symcompile.cost.machine import Machine
     from symcompile.spec import dump_spec, load_spec
     from symcompile.weights.store import load_weights, save_weights
 
@@ -40,8 +43,10 @@ __all__ = [
     "CheckError",
     "ExportError",
     "Fixed",
+    "Machine",
     "OptionError",
     "PermSpec",
+    "PlanError",
     "ProgramError",
     "ShapeError",
     "SpecError",
@@ -57,10 +62,12 @@ __all__ = [
     "load_weights",
     "plan",
     "save_weights",
+    "terms",
 ]
 
 # Looked up when first used: importing symcompile stays well under a third of a second.
 _LAZY = {
+    "Machine": "symcompile.cost.machine",
     "check_backends": "symcompile.check",
     "check_completeness": "symcompile.check",
     "check_equivariance": "symcompile.check",
@@ -75,6 +82,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "terms":
+        return import_module("symcompile.terms")
     if name not in _LAZY:
         raise AttributeError(f"module 'symcompile' has no attribute {name!r}")
     value = getattr(import_module(_LAZY[name]), name)

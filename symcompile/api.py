@@ -9,30 +9,43 @@ from __future__ import annotations
 import builtins
 import keyword
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal
 
 from symcompile.codegen import Compiled, get_backend
+from symcompile.cost import PRESETS, Machine
+from symcompile.cost.objective import Objective
 from symcompile.diagrams import basis_size
 from symcompile.errors import BasisTooLargeError, OptionError
 from symcompile.files import write_atomically
-from symcompile.ir import Program, Tensor
+from symcompile.ir import Tensor
 from symcompile.lower import lower_factored, lower_reference
-from symcompile.passes import stages
+from symcompile.passes import Optimized
+from symcompile.passes import optimize as run_passes
 from symcompile.planner import PlanInfo, plan_info
+from symcompile.planner.search import get_planner
 from symcompile.spec import PermSpec, bind_specs, parse_spec, require_derivable, resolve_channels
-from symcompile.weights import build_schema, init_scales
+from symcompile.terms import Predicate, parse_terms, require_terms
+from symcompile.weights import build_schema, init_scales, parse_rank
 
 __all__ = ["BASIS_LIMIT", "compile", "compile_spec", "export", "plan"]
 
 BASIS_LIMIT = 1_000_000
 """Most basis elements a layer may have unless `max_basis=` says otherwise."""
 
-STRATEGIES = (False, "greedy", "auto")
 REDUCTIONS = ("mean", "sum")
-DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
+ITEMSIZE = {
+    "float16": 2,
+    "bfloat16": 2,
+    "float32": 4,
+    "float64": 8,
+    "complex64": 8,
+    "complex128": 16,
+}
+"""Dtypes of weights, and the bytes of one entry."""
 
 
 def compile(
@@ -47,8 +60,12 @@ def compile(
     sizes: Mapping[Any, int] | None = None,
     bias: bool = True,
     reduce: Literal["mean", "sum"] = "mean",
-    optimize: bool | str = "auto",
+    optimize: Any = "auto",
     minimize: str = "time",
+    machine: str | Machine = "cpu",
+    memory_limit: int | None = None,
+    terms: Predicate | Sequence[Predicate] | None = None,
+    rank: int | Mapping[tuple[Any, ...], int] | None = None,
     init: Literal["scaled", "unf"] = "scaled",
     dtype: Any = None,
     name: str = "EquivariantLinear",
@@ -57,9 +74,10 @@ def compile(
 ) -> Any:
     """Compile a perm_spec into an equivariant linear layer.
 
-    The layer is complete: every linear map that commutes with the spec's permutations is reached
-    by some weights (the basis is that of Maron et al. 2019, one element per set partition; it is
-    factored along half-diagrams, Godfrey et al. arXiv 2303.06208).
+    Unless `terms` or `rank` says otherwise the layer is complete: every linear map that commutes
+    with the spec's permutations is reached by some weights (the basis is that of Maron et al. 2019,
+    one element per set partition; it is factored along half-diagrams, Godfrey et al. arXiv
+    2303.06208).
 
     Args:
         spec: containers (dicts, lists) of tuples; a tuple names, axis by axis, the permutation
@@ -73,8 +91,20 @@ def compile(
         sizes: sizes by label, for what shapes do not tell.
         bias: add every equivariant constant.
         reduce: "mean" or "sum" over indices that an output does not keep.
-        optimize: False computes one diagram at a time (the reference); "greedy" and "auto" plan.
-        minimize: "time".
+        optimize: how the plan is searched. False computes one diagram at a time (the reference);
+            "greedy" is fast; "optimal" solves an integer program and proves its result; "auto"
+            takes the closed form where that is exact, else the better of both within a stated
+            size; or any object with a method `choose(lattice) -> Choice`.
+        minimize: "time" (a roofline on `machine`), "bytes", "flops" or "peak".
+        machine: a `Machine`, or the name of a preset; `Machine.measure(backend)` calibrates.
+        memory_limit: refuse plans that hold more bytes than this at once, for one example, inputs
+            and outputs included.
+        terms: keep a part of the basis: a function of (output path, input path, diagram) that
+            returns True to keep a map, or a list of them that must all hold. `symcompile.terms`
+            has ready ones. The bias is no term: `bias` alone decides about it.
+        rank: mix channels through `rank` times the largest number of out-channels, one int for all
+            signatures or a dict by signature (a tuple of labels in any order). A matrix that
+            would not get smaller stays whole.
         init: "scaled" keeps the variance of activations; "unf" is N(0, 1/(c_in * terms)).
         dtype: of the weights, a name or a framework's dtype; default the framework's.
         name: class name in generated source.
@@ -89,6 +119,7 @@ def compile(
         SpecError: the spec is malformed.
         ShapeError: sizes disagree, or are needed and not known.
         OptionError: an option means nothing.
+        PlanError: no plan meets `memory_limit`, or a planner returned a wrong plan.
         BasisTooLargeError: with the exact count.
         BackendError: the backend is unknown or its framework not installed.
 
@@ -111,6 +142,10 @@ def compile(
             reduce=reduce,
             optimize=optimize,
             minimize=minimize,
+            machine=machine,
+            memory_limit=memory_limit,
+            terms=terms,
+            rank=rank,
             init=init,
             dtype=dtype,
             name=name,
@@ -176,8 +211,12 @@ def compile_spec(
     sizes: Mapping[Any, int] | None = None,
     bias: bool = True,
     reduce: str = "mean",
-    optimize: bool | str = "auto",
+    optimize: Any = "auto",
     minimize: str = "time",
+    machine: str | Machine = "cpu",
+    memory_limit: int | None = None,
+    terms: Predicate | Sequence[Predicate] | None = None,
+    rank: int | Mapping[tuple[Any, ...], int] | None = None,
     init: str = "scaled",
     dtype: Any = None,
     name: str = "EquivariantLinear",
@@ -187,35 +226,65 @@ def compile_spec(
     """All of `compile` that needs no framework; arguments as there."""
     _choose("bias", bias, (True, False))
     _choose("reduce", reduce, REDUCTIONS)
-    _choose("optimize", optimize, STRATEGIES)
-    _choose("minimize", minimize, ("time",))
+    planner = None if optimize is False else get_planner(optimize)
+    target_machine = _machine(machine)
+    Objective(minimize)  # refuses an unknown one before any work
     dtype = _dtype_name(dtype)
     _check_name(name)
     source, target = _bound(spec, out_spec, shapes, out_shapes, sizes)
     inputs = _tensors(source, in_channels, "in_channels")
     outputs = _tensors(target, out_channels, "out_channels")
     known = dict(source.sizes)
+    keep, ranks = parse_terms(terms), parse_rank(rank)
     _refuse_large(inputs, outputs, known, max_basis)
-    schema = build_schema(inputs, outputs, known, bias=bias)
+    schema = build_schema(inputs, outputs, known, bias=bias, keep=keep, rank=ranks)
+    if keep is not None:
+        require_terms(schema)
+    objective = Objective(minimize, schema.sizes, target_machine, ITEMSIZE[dtype or "float32"])
     scales = init_scales(schema, init, reduce)
-    if optimize is False:
+    began = perf_counter()
+    if planner is None:
         lowered = lower_reference(schema, reduce)
-        history: list[tuple[str, Program]] = [("lowered", lowered)]
+        done = Optimized((("lowered", lowered),), (), ())
     else:
-        lowered = lower_factored(schema, reduce)
-        history = list(stages(lowered))
-    program = history[-1][1]
+        done = run_passes(lower_factored(schema, reduce), planner, objective, memory_limit)
+    program = done.program
+    decisions = (*done.reductions, *done.spreads)
+    how = optimize if isinstance(optimize, str) else type(optimize).__name__
+    seconds = perf_counter() - began
+    report = plan_info(
+        schema,
+        "off" if planner is None else how,
+        objective,
+        program,
+        decisions,
+        done.mixes,
+        done.schedule,
+        seconds,
+    )
     return Compiled(
         spec=source,
         out_spec=target,
         schema=schema,
         program=program,
         scales=scales,
-        plan=plan_info(schema, str(optimize), lowered, program),
+        plan=report,
         dtype=dtype,
         name=name,
-        stages=tuple(history) if keep_stages else (),
+        stages=done.stages if keep_stages else (),
     )
+
+
+def _machine(machine: str | Machine) -> Machine:
+    if isinstance(machine, Machine):
+        return machine
+    if machine not in PRESETS:
+        known = ", ".join(map(repr, PRESETS))
+        raise OptionError(
+            f"machine={machine!r} is not known; choose one of {known}, or pass a Machine, "
+            "for example Machine.measure('torch')"
+        )
+    return PRESETS[machine]
 
 
 def _bound(
@@ -269,8 +338,8 @@ def _dtype_name(dtype: Any) -> str | None:
         return None
     text = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or str(dtype)
     text = text.removeprefix("torch.")
-    if text not in DTYPES:
-        raise OptionError(f"dtype={dtype!r} is not known; choose one of {', '.join(DTYPES)}")
+    if text not in ITEMSIZE:
+        raise OptionError(f"dtype={dtype!r} is not known; choose one of {', '.join(ITEMSIZE)}")
     return text
 
 

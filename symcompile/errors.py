@@ -13,6 +13,7 @@ __all__ = [
     "CheckError",
     "ExportError",
     "OptionError",
+    "PlanError",
     "ProgramError",
     "ShapeError",
     "SpecError",
@@ -46,6 +47,10 @@ class BackendError(SymcompileError, RuntimeError):
 
 class ExportError(SymcompileError, OSError):
     """A generated file could not be written; whatever stood there before still does."""
+
+
+class PlanError(SymcompileError, ValueError):
+    """A planner returned a wrong plan, or no plan meets a limit."""
 
 
 class ProgramError(SymcompileError, ValueError):

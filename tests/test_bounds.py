@@ -112,11 +112,11 @@ def test_planning_imports_no_framework():
 
 def counted(blocks):
     """(tensors, ops as lowered, ops planned, lines of source) of a transformer."""
-    compiled = compile_spec(transformer(blocks).spec, **CHANNELS)
+    compiled = compile_spec(transformer(blocks).spec, **CHANNELS, keep_stages=True)
     return (
         len(compiled.program.inputs),
-        compiled.plan.lowered.ops,
-        compiled.plan.planned.ops,
+        len(compiled.stages[0][1].ops),
+        len(compiled.program.ops),
         len(get_backend("torch").emit(compiled).splitlines()),
     )
 
@@ -140,4 +140,52 @@ def test_terms_grow_with_the_square_of_the_number_of_blocks_and_mixes_do_not():
     small, large = (sc.plan(transformer(blocks).spec) for blocks in (3, 12))
     assert large.diagrams > 10 * small.diagrams
     assert len(large.signatures) < 4.5 * len(small.signatures)
-    assert large.planned.ops < 4.5 * small.planned.ops
+    assert large.planned.launches < 4.5 * small.planned.launches
+
+
+PLAN = """
+import gc, json, sys, time
+import symcompile as sc
+from examples.specs import transformer
+specs = {spec}
+for spec in specs:
+    sc.plan(spec, in_channels=1, out_channels=16, **{options})  # imports, caches
+found = []
+for spec in specs:
+    times = []
+    for _ in range({runs}):
+        start = time.process_time()  # other processes are not ours to time
+        info = sc.plan(spec, in_channels=1, out_channels=16, **{options})
+        times.append((time.process_time() - start, info.seconds))
+    found.append([min(whole for whole, _ in times), min(own for _, own in times)])
+print(json.dumps(found))
+"""
+
+
+def planned(specs, runs=5, **options):
+    """(processor seconds of sc.plan, seconds the report states) per spec, the best of some runs."""
+    return in_a_fresh_process(PLAN.format(spec=specs, runs=runs, options=options))
+
+
+@pytest.mark.parametrize("spec", ["transformer(12).spec", '{"w": (0, 0, 0, 0)}'])
+@pytest.mark.parametrize("optimize", ["greedy", "auto"])
+def test_planning_takes_at_most_a_second(spec, optimize):
+    ((whole, stated),) = planned(f"[{spec}]", optimize=optimize)
+    print(f"\nplanning {spec}: {whole:.2f} s, of which the passes {stated:.2f} s")
+    assert stated > 0
+    assert whole <= 1.0
+
+
+def test_planning_a_tensor_of_order_five_takes_at_most_ten_seconds():
+    ((whole, stated),) = planned('[{"w": (0, 0, 0, 0, 0)}]', runs=1)
+    print(f"\nplanning order five: {whole:.2f} s, of which the passes {stated:.2f} s")
+    assert stated > 0
+    assert whole <= 10.0
+    assert sc.plan({"w": (0, 0, 0, 0, 0)}, bias=False).diagrams == 115_975
+
+
+def test_planning_grows_no_faster_than_the_number_of_tensors_to_the_power_of_one_and_a_fifth():
+    tensors = [len(compile_spec(transformer(n).spec, **CHANNELS).program.inputs) for n in (3, 12)]
+    (small, _), (large, _) = planned("[transformer(3).spec, transformer(12).spec]", runs=7)
+    print(f"\nplanning 3 and 12 blocks: {small:.3f} s, {large:.3f} s; {tensors} tensors")
+    assert large <= small * (tensors[1] / tensors[0]) ** 1.2

@@ -180,7 +180,7 @@ def test_the_header_says_what_it_is(backend: str) -> None:
     assert layer.spec.digest[:16] in head
     for line in ("['w']: ('a', 'a') x 2", "['w']: ('a', 'a') x 3", "sizes: {'a': 3}"):
         assert line in head
-    for line in str(layer.plan).split("\n"):
+    for line in layer.plan.summary().split("\n"):
         assert line.rstrip() in head
     assert f"{layer.plan.diagrams:,} diagrams" in head
 

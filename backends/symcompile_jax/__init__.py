@@ -13,6 +13,7 @@ import numpy as np
 
 from symcompile.codegen import Compiled
 from symcompile.spec import flatten_like, unflatten
+from symcompile_jax.calibrate import calibrate
 from symcompile_jax.emit import emit
 from symcompile_jax.layer import JaxLayer, build
 from symcompile_jax.width import require_width
@@ -52,6 +53,9 @@ class _JaxBackend:
         wide = dtype in ("float64", "complex128")
         context: AbstractContextManager[object] = jax.enable_x64(True) if wide else nullcontext()
         return context
+
+    def calibrate(self) -> tuple[float, float, float]:
+        return calibrate()
 
 
 BACKEND = _JaxBackend()

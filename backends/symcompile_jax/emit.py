@@ -170,6 +170,8 @@ def emit(compiled: Compiled) -> str:
 class _Jax:
     """JAX's spelling."""
 
+    frees = False
+
     def ones(self) -> str:
         return "jnp.ones(1, dtype)"
 

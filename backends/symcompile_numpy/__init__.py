@@ -10,6 +10,7 @@ import numpy as np
 
 from symcompile.codegen import Compiled
 from symcompile.errors import BackendError
+from symcompile_numpy.calibrate import calibrate
 from symcompile_numpy.interpret import run
 from symcompile_numpy.layer import NumpyLayer
 
@@ -39,6 +40,9 @@ class _NumpyBackend:
 
     def precision(self, dtype: str) -> AbstractContextManager[object]:
         return nullcontext()
+
+    def calibrate(self) -> tuple[float, float, float]:
+        return calibrate()
 
 
 BACKEND = _NumpyBackend()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from symcompile.codegen import Compiled
+from symcompile_torch.calibrate import calibrate
 from symcompile_torch.emit import emit
 from symcompile_torch.layer import TorchLayer, build
 
@@ -44,6 +45,9 @@ class _TorchBackend:
 
     def precision(self, dtype: str) -> AbstractContextManager[object]:
         return nullcontext()
+
+    def calibrate(self) -> tuple[float, float, float]:
+        return calibrate()
 
 
 BACKEND = _TorchBackend()

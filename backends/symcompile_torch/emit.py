@@ -159,6 +159,8 @@ def emit(compiled: Compiled) -> str:
 class _Torch:
     """PyTorch's spelling."""
 
+    frees = True
+
     def ones(self) -> str:
         return "torch.ones(1, dtype=dtype, device=leaves[0].device)"
 

@@ -105,7 +105,7 @@ def check_completeness(
 
     Raises:
         CheckError: a map is missing, dependent on others, or not equivariant.
-        OptionError: too large for brute force, or the arguments mean nothing.
+        OptionError: too large for brute force, of low rank, or the arguments mean nothing.
 
     >>> for n in (1, 2, 3, 4):
     ...     print(check_completeness((0, 0), sizes={0: n}, bias=False))
@@ -173,9 +173,18 @@ def _refuse(entries: int, limit: int) -> None:
         )
 
 
+def _refuse_low_rank(compiled: Compiled) -> None:
+    if any(weight.factors for weight in compiled.schema.weights):
+        raise OptionError(
+            "a layer of low rank is not complete, by design: its maps share weights; check the "
+            "same layer without rank="
+        )
+
+
 def _check(
     layer: Any, compiled: Compiled, sizes: dict[Label, int], limit: int
 ) -> CompletenessReport:
+    _refuse_low_rank(compiled)
     into = _side(compiled.spec, [t.channels for t in compiled.program.inputs], sizes)
     out = _side(compiled.out_spec, [t.channels for t in compiled.program.outputs], sizes)
     weights = sum(prod(shape) for name, shape in compiled.shapes.items() if name != "bias")

@@ -152,12 +152,16 @@ def _explain(
     program: Annotated[
         bool, typer.Option("--program", help="Print the whole program, not only its beginning.")
     ] = False,
+    why: Annotated[
+        bool,
+        typer.Option("--why", help="Print every decision of the planner and what else it cost."),
+    ] = False,
 ) -> None:
     from symcompile.api import compile_spec
     from symcompile.cli.explain import explain
 
     compiled = compile_spec(request.spec, request.out_spec, **request.options)
-    explain(compiled, str(request.file), console(), whole_program=program)
+    explain(compiled, str(request.file), console(), whole_program=program, why=why)
 
 
 def _check(

@@ -48,7 +48,9 @@ NAMED = 4  # tensors named for one pattern of labels
 WIDTH = 96
 
 
-def explain(compiled: Compiled, title: str, console: Console, *, whole_program: bool) -> None:
+def explain(
+    compiled: Compiled, title: str, console: Console, *, whole_program: bool, why: bool = False
+) -> None:
     """Print everything about a layer; `title` names where the spec came from."""
     _tensors(compiled, title, console)
     _labels(compiled, console)
@@ -58,6 +60,12 @@ def explain(compiled: Compiled, title: str, console: Console, *, whole_program: 
     _heading(_cut(first), console)
     for line in lines:
         console.print(Text(_cut(line)))
+    if why:
+        _heading(
+            "decisions: what was chosen, at what cost, and what else it could have been", console
+        )
+        for line in escaped(compiled.plan.explain()).splitlines():
+            console.print(Text(_cut(line)))
     _program(compiled, whole_program, console)
 
 
@@ -214,6 +222,8 @@ def _mixes(compiled: Compiled, console: Console) -> None:
     maps = constants = 0
     for weight in compiled.schema.weights:
         shape = " x ".join(map(str, weight.shape))
+        if weight.factors is not None:
+            shape = f"{weight.shape[0]} x {weight.factors.inner} x {weight.shape[1]}"
         columns = len(weight.columns)
         if not weight.rows:
             constants += columns
@@ -223,7 +233,7 @@ def _mixes(compiled: Compiled, console: Console) -> None:
             diagrams = len(weight.rows) * columns
             maps += diagrams
             figures = (
-                f"{len(weight.rows) // joins:,}",
+                f"{len({(row.tensor, row.half) for row in weight.rows}):,}",
                 f"{joins:,}",
                 f"{columns:,}",
                 f"{diagrams:,}",

@@ -47,6 +47,10 @@ class Embedding:
 class Dialect(Protocol):
     """One framework's spelling."""
 
+    @property
+    def frees(self) -> bool:
+        """True if statements run one by one, so that deleting a name frees its memory."""
+
     def ones(self) -> str:
         """The constant 1: an array of one channel."""
 

@@ -31,7 +31,7 @@ def header(compiled: Compiled, target: str) -> str:
         f"writes{' the same tree' if compiled.spec == compiled.out_spec else ''}:",
         *_listing(program.outputs),
         *_sizes(compiled.spec),
-        *str(plan).split("\n"),
+        *plan.summary().split("\n"),
     ]
     return "\n".join(_comment(line) for line in lines)
 

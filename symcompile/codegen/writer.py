@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from symcompile.codegen.compiled import Compiled
 from symcompile.codegen.dialect import Dialect, Embedding
 from symcompile.codegen.layout import Layout, one_move, wrapped
+from symcompile.codegen.lifetime import free_early
 from symcompile.diagrams.partitions import Blocks
 from symcompile.ir import (
     Add,
@@ -27,10 +28,10 @@ from symcompile.ir import (
     Mix,
     Op,
     Output,
-    Program,
     Reduce,
     Slice,
     Transpose,
+    sources_of,
     types_of,
 )
 from symcompile.names import Namer
@@ -105,8 +106,11 @@ class _Writer:
         self.layout = Layout(compiled, dialect, self.namer)
         self.lines: list[str] = []
         self.values: list[_Value] = []
-        self.sources = _sources(self.program)
+        self.sources = sources_of(self.program)
         self.pieces: dict[int, str] = {}  # slices that a split has named already
+        self.current = 0  # the op being written
+        self.large: set[str] = set()  # names of values of the highest order
+        self.order = max((len(kind.labels) for kind in self.types), default=0)
         self.users: list[list[int]] = [[] for _ in self.program.ops]
         for number, op in enumerate(self.program.ops):
             for arg in op.args:
@@ -114,8 +118,11 @@ class _Writer:
 
     def write(self) -> SourceParts:
         for number, op in enumerate(self.program.ops):
+            self.current = number
             self.values.append(self._write(number, op))
         result = self.layout.result(self.lines)
+        if self.dialect.frees:
+            self.lines = free_early(self.lines, self.large, result)
         return SourceParts(
             tuple(f"({t.path!r}, {len(t.axes)})" for t in self.program.inputs),
             tuple(self.layout.read()),
@@ -171,9 +178,16 @@ class _Writer:
                 return _Value("")
         raise AssertionError(f"no rule for {op}")
 
+    def _new(self, name: str) -> str:
+        """A name for something the current op makes."""
+        name = self.namer(name)
+        if self.order > 1 and len(self.types[self.current].labels) == self.order:
+            self.large.add(name)
+        return name
+
     def _assign(self, name: str, text: str, like: _Value | None = None) -> _Value:
         """Assign to a new name; `like` says everything about the value but its text."""
-        name = self.namer(name)
+        name = self._new(name)
         self.lines.append(f"{name} = {text}")
         return replace(like or _Value(""), text=name, stem=name)
 
@@ -270,6 +284,8 @@ class _Writer:
             text = f"{inner} @ {weight}"
         slices = self._tiling(number)
         if slices:
+            while isinstance(feature, Mix):  # the first factor of a mix of low rank
+                feature = self.program.ops[feature.args[0]]
             count = len(feature.args) if isinstance(feature, Concat) else 1
             made_of = f"{count} in-feature{'s'[: count > 1]}" if source.text else "the constant 1"
             signature = ascii(self.types[number].labels)[:200]
@@ -277,21 +293,28 @@ class _Writer:
             self.lines.append(
                 f"# Signature {signature}: {made_of}, {len(slices)} half-diagrams out."
             )
-            names = [self.namer(f"to_{self._destination(user)}") for user in slices]
-            self.pieces.update(zip(slices, names, strict=True))
-            widths = [self.types[user].width for user in slices]
             if source.text:
-                mixed = self.namer(f"mixed_{'_'.join(map(str, self.types[number].labels))}")
+                mixed = self._new(f"mixed_{'_'.join(map(str, self.types[number].labels))}")
                 self.lines.append(f"{mixed} = {text}")
                 text = mixed
-            self.lines.append(f"{wrapped(names, bare=True)} = {self.dialect.split(text, widths)}")
+            self._split(text, slices)
             return _Value("", source.lazy)
         if not source.text:
             return _Value(text, shared=True, stem=weight)
-        return self._assign(f"to_{self._destination(number)}", text, _Value("", source.lazy))
+        name = f"to_{self._destination(number)}"
+        if all(isinstance(self.program.ops[user], Mix) for user in self.users[number]):
+            name = f"hidden_{'_'.join(map(str, self.types[number].labels))}"
+        return self._assign(name, text, _Value("", source.lazy))
+
+    def _split(self, text: str, slices: Sequence[int]) -> None:
+        """Name all slices of a value at once: one op backward instead of one per slice."""
+        names = [self._new(f"to_{self._destination(user)}") for user in slices]
+        self.pieces.update(zip(slices, names, strict=True))
+        widths = [self.types[user].width for user in slices]
+        self.lines.append(f"{wrapped(names, bare=True)} = {self.dialect.split(text, widths)}")
 
     def _tiling(self, number: int) -> list[int]:
-        """The slices of a mix, if they cover its channels one after the other."""
+        """The readers of a value, if they are slices that cover its channels in order."""
         place, users = 0, self.users[number]
         for user in users:
             op = self.program.ops[user]
@@ -319,7 +342,7 @@ class _Writer:
                 texts = [value.text for value in values]
                 batched = any(self.types[arg].batched for arg in plain)
                 wide = any(value.wide for value in values)
-                target = self.namer(name)
+                target = self._new(name)
                 self.lines.append(_sum(target, texts[:_TERMS]))
                 # A long sum in one expression would exceed the parser's depth.
                 for start in range(_TERMS, len(texts), _TERMS):
@@ -329,6 +352,9 @@ class _Writer:
             total = self._embed(arg, total, sources)
             sources |= self.sources[arg]
         assert total is not None, "a sum has operands"
+        slices = self._tiling(number)
+        if slices:
+            self._split(total.text, slices)
         return total
 
     def _total_of(self, number: int) -> int | None:
@@ -352,7 +378,7 @@ class _Writer:
         firsts = {block[0] for block in blocks}
         marks = [":" if axis in firsts else "None" for axis in range(order)]
         owned = total is not None and total.fresh and not total.lazy
-        target = total.text if total and owned else self.namer(f"sum_{self._destination(number)}")
+        target = total.text if total and owned else self._new(f"sum_{self._destination(number)}")
         self.lines += self.dialect.embed(
             Embedding(
                 target=target,
@@ -381,19 +407,3 @@ def _sum(target: str, terms: Sequence[str]) -> str:
     if len(text) > _LINE:
         text = f"{target} = (\n    " + "\n    + ".join(terms) + "\n)"
     return text
-
-
-def _sources(program: Program) -> list[int]:
-    """Per value, the inputs and weights it is made from, as bits."""
-    names = {name: 1 << place for place, (name, _) in enumerate(program.weights)}
-    found: list[int] = []
-    for op in program.ops:
-        bits = 0
-        for arg in op.args:
-            bits |= found[arg]
-        if isinstance(op, Input):
-            bits |= 1 << (len(names) + op.tensor)
-        elif isinstance(op, Mix):
-            bits |= names[op.weight]
-        found.append(bits)
-    return found

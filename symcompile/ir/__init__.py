@@ -5,6 +5,7 @@ symbolically to the diagrams it computes (`diagrams_of`).
 """
 
 from symcompile.ir.builder import Builder
+from symcompile.ir.extent import lazy_axes
 from symcompile.ir.meaning import Term, diagrams_of
 from symcompile.ir.ops import (
     Add,
@@ -22,6 +23,7 @@ from symcompile.ir.ops import (
     Transpose,
 )
 from symcompile.ir.program import Program, types_of, verify
+from symcompile.ir.sources import sources_of
 from symcompile.ir.text import parse_program, print_program
 from symcompile.ir.types import Tensor, Type
 
@@ -45,8 +47,10 @@ __all__ = [
     "Transpose",
     "Type",
     "diagrams_of",
+    "lazy_axes",
     "parse_program",
     "print_program",
+    "sources_of",
     "types_of",
     "verify",
 ]

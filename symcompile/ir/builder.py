@@ -43,6 +43,10 @@ class Builder:
         )
         return replace(self._like, ops=tuple(kept))
 
+    def everything(self) -> Program:
+        """The program built so far, with ops that no output needs."""
+        return replace(self._like, ops=tuple(self._ops))
+
     def emit(self, op: Op) -> int:
         """Append `op` as it stands (or find it) and return its number."""
         if self._share and op in self._known:

@@ -1,15 +1,16 @@
 """The factored program: one mix per signature.
 
 In: a Schema. Out: a Program that makes every in-feature straight from its input, stacks those of
-one signature, mixes once at the propagating size, and spreads each slice on its own. Its size is
-linear in the number of tensors. How features share work, and how spreads do, is for the passes.
+one signature, mixes once (at low rank twice in a row) at the propagating size, and spreads each
+slice on its own. Its size is linear in the number of tensors. How features share work, and how
+spreads do, is for the passes.
 """
 
 from __future__ import annotations
 
 from symcompile.ir import Builder, Program
 from symcompile.lower.reference import empty_program
-from symcompile.lower.steps import reduce_by, spread_by
+from symcompile.lower.steps import mix_by, reduce_by, spread_by
 from symcompile.weights import Schema
 
 __all__ = ["lower_factored"]
@@ -28,7 +29,7 @@ def lower_factored(schema: Schema, reduce: str = "mean") -> Program:
             ]
             or [build.const()]
         )
-        mixed = build.mix(stacked, weight.name, (0, rows), (0, cols))
+        mixed = mix_by(build, stacked, weight, (0, rows), (0, cols))
         for column in weight.columns:
             part = build.slice(mixed, column.start, column.start + column.width, cols)
             labels = schema.outputs[column.tensor].labels

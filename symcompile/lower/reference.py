@@ -8,7 +8,7 @@ held to, and the baseline every plan is compared with.
 from __future__ import annotations
 
 from symcompile.ir import Builder, Program
-from symcompile.lower.steps import reduce_by, spread_by
+from symcompile.lower.steps import mix_by, reduce_by, spread_by
 from symcompile.weights import Schema
 
 __all__ = ["empty_program", "lower_reference"]
@@ -16,8 +16,7 @@ __all__ = ["empty_program", "lower_reference"]
 
 def empty_program(schema: Schema, reduce: str) -> Program:
     """A Program with the schema's tensors, weights and sizes, and no ops."""
-    weights = tuple((weight.name, weight.shape) for weight in schema.weights)
-    return Program((), schema.inputs, schema.outputs, weights, schema.sizes, reduce)
+    return Program((), schema.inputs, schema.outputs, schema.stored, schema.sizes, reduce)
 
 
 def lower_reference(schema: Schema, reduce: str = "mean") -> Program:
@@ -37,7 +36,7 @@ def lower_reference(schema: Schema, reduce: str = "mean") -> Program:
                 value = build.transpose(value, row.bijection)
                 value = spread_by(build, value, column.half, labels)
                 span = (row.start, row.start + row.width)
-                terms[column.tensor].append(build.mix(value, weight.name, span, cols))
+                terms[column.tensor].append(mix_by(build, value, weight, span, cols))
     for tensor, values in enumerate(terms):
         build.output(build.add(values), tensor)
     return build.program()

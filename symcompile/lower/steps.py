@@ -1,4 +1,4 @@
-"""Applying a half-diagram: `reduce_by` on the way in, `spread_by` on the way out.
+"""Applying a half-diagram: `reduce_by` on the way in, `spread_by` on the way out, `mix_by` between.
 
 In: a value and a half-diagram over its (or the result's) axes. Out: the ops that carry it out. The
 two are each other's mirror image: diagonal and embed, reduce and broadcast, in opposite order.
@@ -12,8 +12,9 @@ from symcompile.diagrams import HalfDiagram
 from symcompile.diagrams.partitions import Blocks
 from symcompile.ir import Builder
 from symcompile.spec import Label
+from symcompile.weights import Weight
 
-__all__ = ["reduce_by", "spread_by"]
+__all__ = ["mix_by", "reduce_by", "spread_by"]
 
 
 def reduce_by(build: Builder, value: int, half: HalfDiagram) -> int:
@@ -37,6 +38,17 @@ def spread_by(build: Builder, value: int, half: HalfDiagram, labels: Sequence[La
     value = build.transpose(value, [order.index(axis) for axis in range(len(order))])
     value = build.broadcast(value, [labels[block[0]] for block in blocks], propagating)
     return build.embed(value, blocks)
+
+
+def mix_by(
+    build: Builder, value: int, weight: Weight, rows: tuple[int, int], cols: tuple[int, int]
+) -> int:
+    """Channels times a part of a weight, or one after the other of its two factors."""
+    if weight.factors is None:
+        return build.mix(value, weight.name, rows, cols)
+    within = (0, weight.factors.inner)
+    value = build.mix(value, weight.factors.into, rows, within)
+    return build.mix(value, weight.factors.out, within, cols)
 
 
 def _layout(half: HalfDiagram) -> tuple[Blocks, list[int], list[int]]:

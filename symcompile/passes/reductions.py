@@ -1,7 +1,7 @@
 """Pass: reduce features from each other instead of each from its input.
 
-In: a Program. Out: one in which every in-feature (a value made from an input by diagonals,
-reductions and transposes alone) comes from the cheapest other one above it in the lattice.
+In: a Program and a plan per input. Out: one in which every in-feature (a value made from an input
+by diagonals, reductions and transposes alone) comes from the one the plan says.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ from symcompile.diagrams.half import canonical_half
 from symcompile.diagrams.partitions import Blocks
 from symcompile.ir import Builder, Diagonal, Input, Op, Program, Reduce, Transpose
 from symcompile.lower.steps import reduce_by
-from symcompile.planner.lattice import choose_parents, relative
+from symcompile.planner.lattice import relative
+from symcompile.planner.search import Parents
 
-__all__ = ["share_reductions"]
+__all__ = ["needed_reductions", "share_reductions"]
 
 
-def share_reductions(program: Program) -> Program:
-    """Re-plan how every in-feature is reduced."""
+def needed_reductions(program: Program) -> dict[int, tuple[HalfDiagram, ...]]:
+    """By input: the half-diagrams whose features something other than a reduction reads."""
     features = _features(program)
-    needed: dict[int, list[HalfDiagram]] = {}
+    needed: dict[int, dict[HalfDiagram, None]] = {}
     for op in program.ops:
         if not _is_step(op):
             for arg in op.args:
                 if arg in features:
                     feature = features[arg]
-                    needed.setdefault(feature.tensor, []).append(feature.half)
-    sizes = dict(program.sizes)
-    parents = {
-        tensor: choose_parents(halves, program.inputs[tensor].labels, sizes)
-        for tensor, halves in needed.items()
-    }
+                    needed.setdefault(feature.tensor, {})[feature.half] = None
+    return {tensor: tuple(halves) for tensor, halves in needed.items()}
+
+
+def share_reductions(program: Program, plans: Mapping[int, Parents]) -> Program:
+    """Reduce every in-feature from its parent in `plans[input]`."""
+    features = _features(program)
     build = Builder(program)
     made: dict[tuple[int, HalfDiagram], int] = {}
     place: list[int] = []
@@ -42,9 +44,9 @@ def share_reductions(program: Program) -> Program:
             place.append(build.emit(replace(op, args=tuple(place[arg] for arg in op.args))))
             continue
         feature = features[number]
-        # Values on the way to a feature have no place of their own in the plan.
-        if feature.half.is_identity or feature.half in parents.get(feature.tensor, {}):
-            value = _make(build, program, feature.tensor, feature.half, parents, made)
+        # Values on the way to a feature need no place of their own in the plan.
+        if feature.half.is_identity or feature.half in plans.get(feature.tensor, {}):
+            value = _make(build, feature.tensor, feature.half, plans, made)
             place.append(build.transpose(value, feature.axes))
         else:
             place.append(-1)
@@ -97,10 +99,9 @@ def _features(program: Program) -> dict[int, _Feature]:
 
 def _make(
     build: Builder,
-    program: Program,
     tensor: int,
     half: HalfDiagram,
-    parents: Mapping[int, Mapping[HalfDiagram, HalfDiagram]],
+    plans: Mapping[int, Parents],
     made: dict[tuple[int, HalfDiagram], int],
 ) -> int:
     """Emit a feature, and before it those it is reduced from."""
@@ -109,9 +110,9 @@ def _make(
             # Canonical order differs from storage order where labels are not sorted.
             made[tensor, half] = reduce_by(build, build.input(tensor), half)
         else:
-            parent = parents[tensor][half]
+            parent = plans[tensor][half]
             step = relative(parent, half)
             assert step is not None, "a parent lies above its child"
-            value = _make(build, program, tensor, parent, parents, made)
+            value = _make(build, tensor, parent, plans, made)
             made[tensor, half] = reduce_by(build, value, step)
     return made[tensor, half]

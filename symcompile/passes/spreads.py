@@ -1,12 +1,13 @@
 """Pass: sum before spreading.
 
-In: a Program. Out: one in which everything that lands on one out half-diagram of an output is
-summed first, then spread to the half-diagram it is cheapest spread through, and so on up to the
-output: the mirror image of `reductions`, planned by the same function.
+In: a Program and a plan per output. Out: one in which everything that lands on one out
+half-diagram of an output is summed first, then spread to the half-diagram the plan says, and so on
+up to the output: the mirror image of `reductions`, planned by the same search.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from symcompile.diagrams import HalfDiagram
@@ -14,18 +15,28 @@ from symcompile.diagrams.half import canonical_half
 from symcompile.diagrams.partitions import Blocks
 from symcompile.ir import Add, Broadcast, Builder, Embed, Op, Output, Program, Transpose
 from symcompile.lower.steps import spread_by
-from symcompile.planner.lattice import choose_parents, relative
+from symcompile.planner.lattice import relative
+from symcompile.planner.search import Parents
 
-__all__ = ["sum_before_spread"]
+__all__ = ["needed_spreads", "sum_before_spread"]
 
 
-def sum_before_spread(program: Program) -> Program:
-    """Re-plan how every output is put together."""
+def needed_spreads(program: Program) -> dict[int, tuple[HalfDiagram, ...]]:
+    """By output: the half-diagrams that something lands on."""
+    return {
+        op.tensor: tuple(dict.fromkeys(landing.half for landing in _landings(program, op)))
+        for op in program.ops
+        if isinstance(op, Output)
+    }
+
+
+def sum_before_spread(program: Program, plans: Mapping[int, Parents]) -> Program:
+    """Put every output together along `plans[output]`."""
     build = Builder(program)
     place: list[int] = []
     for op in program.ops:
         if isinstance(op, Output):
-            place.append(_assemble(build, program, op, place))
+            place.append(_assemble(build, program, op, place, plans[op.tensor]))
         else:
             place.append(build.emit(replace(op, args=tuple(place[arg] for arg in op.args))))
     return build.program()
@@ -40,15 +51,16 @@ class _Landing:
     axes: tuple[int, ...]
 
 
-def _assemble(build: Builder, program: Program, op: Output, place: list[int]) -> int:
+def _assemble(
+    build: Builder, program: Program, op: Output, place: list[int], parents: Parents
+) -> int:
     labels = program.outputs[op.tensor].labels
     landed: dict[HalfDiagram, list[int]] = {}
     for landing in _landings(program, op):
         order = [landing.axes.index(block) for block in range(len(landing.axes))]
         value = build.transpose(place[landing.source], order)
         landed.setdefault(landing.half, []).append(value)
-    parents = choose_parents(landed, labels, dict(program.sizes))
-    # Children have fewer propagating blocks than their parents, so this order meets them first.
+    # A step down merges or closes propagating blocks, so this order meets children first.
     for half in sorted(parents, key=lambda h: (len(h.propagating), -len(h.closed), h.closed)):
         parent = parents[half]
         step = relative(parent, half)

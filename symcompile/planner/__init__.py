@@ -1,6 +1,17 @@
 """What the planner decides and what it reports."""
 
-from symcompile.planner.lattice import choose_parents, relative
-from symcompile.planner.report import Column, PlanInfo, plan_info
+from symcompile.planner.lattice import Lattice, build_lattice, relative
+from symcompile.planner.report import Figures, PlanInfo, Step, plan_info
+from symcompile.planner.search import Choice, Planner
 
-__all__ = ["Column", "PlanInfo", "choose_parents", "plan_info", "relative"]
+__all__ = [
+    "Choice",
+    "Figures",
+    "Lattice",
+    "PlanInfo",
+    "Planner",
+    "Step",
+    "build_lattice",
+    "plan_info",
+    "relative",
+]

@@ -1,122 +1,357 @@
-"""What the planner did, as figures.
+"""What the planner did and why: the report.
 
-In: the schema, the reference counts and the planned program. Out: a `PlanInfo` with named fields,
-`str()` and `to_dict()`. Planning needs shapes only and never touches data.
+In: the schema, the objective, the planned program and the planner's decisions. Out: a `PlanInfo`
+with named fields, `str()`, `to_dict()` and `explain()`. Planning needs shapes only and never
+touches data. Figures are for one example; sizes that are not bound count as a nominal size, which
+the report states.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from symcompile.diagrams import basis_size
-from symcompile.ir import Mix, Program, Reduce, types_of
-from symcompile.planner.lattice import NOMINAL_SIZE
-from symcompile.spec import Label
+from symcompile.cost import Polynomial, Work, total_work, work_of
+from symcompile.cost.memory import footprint, peak_entries
+from symcompile.cost.objective import NOMINAL_SIZE, Objective
+from symcompile.diagrams import HalfDiagram
+from symcompile.ir import Mix, Op, Program, Reduce
+from symcompile.planner.baseline import baseline
+from symcompile.planner.decisions import LatticePlan, MixPlan, Schedule
+from symcompile.planner.search import cost_of
+from symcompile.spec import Label, format_path
 from symcompile.weights import Schema
 
-__all__ = ["Column", "PlanInfo", "plan_info"]
+if TYPE_CHECKING:
+    import sympy
+
+__all__ = ["Figures", "PlanInfo", "Step", "plan_info"]
+
+_SHOWN = 40
+"""Most steps, or decisions, that `str` and `explain` print."""
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """Figures of one program, for one example (no batch).
+class Figures:
+    """One column of the report; None where nothing is known.
 
     Attributes:
-        ops: number of ops.
-        reductions, mixes: how many of those ops reduce, and mix channels.
-        multiply_adds: of the mixes.
-        elements: entries of all values made, views left out: a measure of memory traffic.
+        reductions, mixes: ops that reduce, and that mix channels.
+        launches: kernels started in eager execution.
+        flops: operations; a multiply-add is two.
+        bytes: read and written.
+        peak: most bytes alive at once, weights left out.
+        seconds: what the machine model makes of bytes, flops and launches.
     """
 
-    ops: int
-    reductions: int
-    mixes: int
-    multiply_adds: int
-    elements: int
+    reductions: int | None
+    mixes: int | None
+    launches: int | None
+    flops: int | None
+    bytes: int
+    peak: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One op that does work.
+
+    Attributes:
+        text: the op, as the program prints it.
+        moved, flops: entries moved and operations.
+        launches: kernels started.
+    """
+
+    text: str
+    moved: Polynomial
+    flops: Polynomial
+    launches: int
 
 
 @dataclass(frozen=True, slots=True)
 class PlanInfo:
-    """What was planned.
+    """A plan, as figures and decisions.
 
     Attributes:
-        optimize: the strategy.
+        optimize: the strategy, or the planner's class.
+        minimize, machine: what was minimised, on which machine.
         diagrams: basis elements, bias included: what the reference computes one at a time.
-        signatures: (signature, in-features, out half-diagrams) of every mix.
         weights: number of scalar weights.
-        lowered, planned: figures before and after the passes.
-        assumed: label sizes the figures assume because they are not bound.
+        signatures: (signature, in-features, out half-diagrams) of every mix.
+        reference: every diagram on its own.
+        deduplicated: the same after equal values are shared, as XLA would.
+        planned: this plan.
+        lower_bound: what no plan can beat: inputs and weights read once, outputs written once.
+        steps: the ops that do work, in order.
+        decisions: where each feature is reduced from, and what each part of an output is spread
+            through.
+        mixes: how each stack of features is mixed.
+        schedule: the order of ops, or None for the order of lowering.
+        assumed: sizes assumed because they are not bound.
+        seconds: how long planning took.
     """
 
     optimize: str
+    minimize: str
+    machine: str
     diagrams: int
-    signatures: tuple[tuple[tuple[Label, ...], int, int], ...]
     weights: int
-    lowered: Column
-    planned: Column
+    signatures: tuple[tuple[tuple[Label, ...], int, int], ...]
+    reference: Figures
+    deduplicated: Figures
+    planned: Figures
+    lower_bound: Figures
+    steps: tuple[Step, ...]
+    decisions: tuple[LatticePlan, ...]
+    mixes: tuple[MixPlan, ...]
+    schedule: Schedule | None
     assumed: tuple[tuple[Label, int], ...]
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def work(self) -> Work:
+        """All of the plan's work, as polynomials in the sizes."""
+        return Work(
+            Polynomial(),
+            Polynomial.sum(step.moved for step in self.steps),
+            Polynomial.sum(step.flops for step in self.steps),
+            sum(step.launches for step in self.steps),
+        )
+
+    @property
+    def cost(self) -> sympy.Expr:
+        """Entries moved, or operations with minimize="flops", as a sympy polynomial in the sizes.
+
+        >>> import symcompile as sc
+        >>> sorted(map(str, sc.plan({"w": ("a", "b")}, bias=False).cost.free_symbols))
+        ['n[a]', 'n[b]']
+        """
+        return (self.work.flops if self.minimize == "flops" else self.work.moved).to_sympy()
+
+    @property
+    def proven(self) -> bool:
+        """True if no choice of reductions and spreads scores better, and that was proven."""
+        return all(_gap(plan) <= 1e-9 for plan in self.decisions)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
+        """Plain data, for JSON: figures, signatures, steps and decisions."""
+        plain = {
+            name: getattr(self, name)
+            for name in ("optimize", "minimize", "machine", "diagrams", "weights", "seconds")
+        }
+        columns = ("reference", "deduplicated", "planned", "lower_bound")
+        return {
+            **plain,
+            "proven": self.proven,
+            "signatures": [[list(s), rows, columns] for s, rows, columns in self.signatures],
+            **{name: asdict(getattr(self, name)) for name in columns},
+            "steps": [
+                [step.text, str(step.moved), str(step.flops), step.launches] for step in self.steps
+            ],
+            "decisions": [_as_dict(plan) for plan in self.decisions],
+            "mixes": [asdict(plan) for plan in self.mixes],
+            "schedule": None if self.schedule is None else asdict(self.schedule),
+            "assumed": [list(pair) for pair in self.assumed],
+        }
+
+    def summary(self) -> str:
+        """The table of figures; the same text for the same plan."""
+        return "\n".join(self._summary())
 
     def __str__(self) -> str:
-        lines = [
-            f"plan ({self.optimize}): {self.diagrams:,} diagrams in {len(self.signatures)} mixes, "
-            f"{self.weights:,} weights"
-        ]
-        lines.append(f"  {'':<16}{'as lowered':>16}{'planned':>16}")
-        for row in ("ops", "reductions", "mixes", "multiply_adds", "elements"):
-            before, after = getattr(self.lowered, row), getattr(self.planned, row)
-            lines.append(f"  {row.replace('_', '-'):<16}{before:>16,}{after:>16,}")
-        if self.assumed:
-            sizes = ", ".join(f"{label!a}: {size}" for label, size in self.assumed)
-            lines.append(f"  sizes not bound, figures assume {{{sizes}}}")
-        lines.append("  signature: in-features -> out half-diagrams")
-        for signature, rows, columns in self.signatures:
-            lines.append(f"    {signature!a}: {rows} -> {columns}")
+        lines = [*self._summary(), f"  planned in {self.seconds:.3f} s", "  steps"]
+        shown = [step for step in self.steps if step.launches][:_SHOWN]
+        lines += [f"    {step.text}  # moves {step.moved}, flops {step.flops}" for step in shown]
+        left = sum(bool(step.launches) for step in self.steps) - len(shown)
+        return "\n".join([*lines, f"    and {left} more, in plan.steps"] if left else lines)
+
+    def explain(self) -> str:
+        """For every decision what was chosen, at what cost, and what the alternatives cost.
+
+        Tensors of one kind share their decisions and are told together.
+        """
+        lines = [*_explained(self.decisions), *map(_mix_explained, self.mixes)]
+        if self.schedule is not None:
+            proof = "the least there is" if self.schedule.exact else "the least found"
+            lines.append(
+                f"schedule: peak {self.schedule.peak:,} entries, {proof}; "
+                f"else {self.schedule.before:,} in the order given"
+            )
         return "\n".join(lines)
 
+    def _summary(self) -> Iterator[str]:
+        yield (
+            f"plan {self.optimize}, least {self.minimize} on {self.machine}: {self.diagrams:,} "
+            f"diagrams in {len(self.signatures)} mixes, {self.weights:,} weights"
+        )
+        columns = ("reference", "deduplicated", "planned", "lower_bound")
+        yield "  " + " " * 12 + "".join(f"{name.replace('_', ' '):>16}" for name in columns)
+        yield f"  {'diagrams':<12}" + f"{self.diagrams:>16,}" * 3 + f"{'-':>16}"
+        for row in ("reductions", "mixes", "launches", "flops", "bytes", "peak", "seconds"):
+            cells = [getattr(getattr(self, name), row) for name in columns]
+            yield f"  {row:<12}" + "".join(f"{_cell(cell):>16}" for cell in cells)
+        yield f"  {'weights':<12}" + f"{self.weights:>16,}" * 4
+        if self.decisions:
+            word = "proven optimal" if self.proven else "best found"
+            yield f"  reductions and spreads: {word}"
+        if self.assumed:
+            names = ", ".join(f"{label!a:.40}" for label, _ in self.assumed[:6])
+            more = f" and {len(self.assumed) - 6} more" if len(self.assumed) > 6 else ""
+            yield f"  sizes not bound, figures assume {NOMINAL_SIZE} for: {names}{more}"
 
-def plan_info(schema: Schema, optimize: str, lowered: Program, planned: Program) -> PlanInfo:
-    """Count what a plan costs."""
-    labels = {label for t in (*schema.inputs, *schema.outputs) for label in t.labels}
-    sizes = dict(schema.sizes)
-    assumed = tuple((label, NOMINAL_SIZE) for label in sorted(labels - sizes.keys(), key=repr))
-    sizes |= dict(assumed)
-    known = dict(schema.sizes)
-    diagrams = basis_size(
-        [t.labels for t in schema.outputs], [t.labels for t in schema.inputs], known
-    )
+
+def plan_info(
+    schema: Schema,
+    optimize: str,
+    objective: Objective,
+    program: Program,
+    decisions: Sequence[LatticePlan] = (),
+    mixes: Sequence[MixPlan] = (),
+    schedule: Schedule | None = None,
+    seconds: float = 0.0,
+) -> PlanInfo:
+    """Count what a plan costs, and what it is compared with."""
+    sizes = objective.sizes_of(program)
+    known = dict(objective.sizes)
     matrices = [weight for weight in schema.weights if weight.rows]
-    bias = sum(len(weight.columns) for weight in schema.weights if not weight.rows)
+    works = work_of(program)
+    kinds = Counter(type(op) for op in program.ops)
+    peak = peak_entries(footprint(program, sizes))
+    before, shared = baseline(schema, share=False), baseline(schema, share=True)
     return PlanInfo(
         optimize=optimize,
-        diagrams=diagrams + bias,
+        minimize=objective.minimize,
+        machine=objective.machine.name,
+        diagrams=schema.elements,
+        weights=program.weight_count,
         signatures=tuple((w.signature, len(w.rows), len(w.columns)) for w in matrices),
-        weights=planned.weight_count,
-        lowered=_column(lowered, sizes),
-        planned=_column(planned, sizes),
-        assumed=assumed,
+        reference=_figures(before.work, objective, sizes, before.reductions, before.mixes),
+        deduplicated=_figures(shared.work, objective, sizes, shared.reductions, shared.mixes),
+        planned=_figures(total_work(works), objective, sizes, kinds[Reduce], kinds[Mix], peak=peak),
+        lower_bound=_lower_bound(program, objective, sizes),
+        steps=tuple(
+            Step(_text(number, op), work.moved, work.flops, work.launches)
+            for number, (op, work) in enumerate(zip(program.ops, works, strict=True))
+            if work != Work()
+        ),
+        decisions=tuple(decisions),
+        mixes=tuple(mixes),
+        schedule=schedule,
+        assumed=tuple((label, size) for label, size in sizes.items() if label not in known),
+        seconds=seconds,
     )
 
 
-_VIEWS = ("Input", "Const", "Diagonal", "Transpose", "Slice", "Broadcast", "Output")
-
-
-def _column(program: Program, sizes: dict[Label, int]) -> Column:
-    types = types_of(program)
-    kinds = Counter(type(op).__name__ for op in program.ops)
-    elements = multiply_adds = 0
-    for op, kind in zip(program.ops, types, strict=True):
-        entries = prod(sizes[label] for label in kind.labels)
-        if type(op).__name__ not in _VIEWS:
-            elements += entries * kind.width
-        if isinstance(op, Mix):
-            multiply_adds += entries * (op.rows[1] - op.rows[0]) * kind.width
-    return Column(
-        len(program.ops), kinds[Reduce.__name__], kinds[Mix.__name__], multiply_adds, elements
+def _figures(
+    work: Work,
+    objective: Objective,
+    sizes: dict[Label, int],
+    reductions: int,
+    mixes: int,
+    peak: int | None = None,
+) -> Figures:
+    moved, flops = work.moved.at(sizes) * objective.itemsize, work.flops.at(sizes)
+    return Figures(
+        reductions,
+        mixes,
+        work.launches,
+        flops,
+        moved,
+        None if peak is None else peak * objective.itemsize,
+        objective.machine.seconds(moved, flops, work.launches),
     )
+
+
+def _lower_bound(program: Program, objective: Objective, sizes: dict[Label, int]) -> Figures:
+    def entries(labels: Sequence[Label]) -> int:
+        return prod(sizes[label] for label in labels)
+
+    tensors = sum(entries(t.labels) * t.width for t in (*program.inputs, *program.outputs))
+    moved = (tensors + program.weight_count) * objective.itemsize
+    return Figures(
+        None,
+        None,
+        1,
+        None,
+        moved,
+        tensors * objective.itemsize,
+        objective.machine.seconds(moved, 0, 1),
+    )
+
+
+def _text(number: int, op: Op) -> str:
+    operands = ", ".join(f"v{arg}" for arg in op.args[:6]) + (", …" if len(op.args) > 6 else "")
+    weight = f" with {op.weight}" if isinstance(op, Mix) else ""
+    return f"v{number} = {type(op).__name__.lower()}({operands}){weight}"
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"{value:,}"
+
+
+def _gap(plan: LatticePlan) -> float:
+    """How far a choice may be from the best, relative; infinite if nothing was proven."""
+    cost = cost_of(plan.lattice, plan.choice)
+    if plan.choice.bound is None:
+        return float("inf")
+    return (cost - plan.choice.bound) / cost if cost else 0.0
+
+
+def _as_dict(plan: LatticePlan) -> dict[str, Any]:
+    return {
+        "kind": plan.kind,
+        "path": list(plan.path),
+        "method": plan.choice.method,
+        "cost": cost_of(plan.lattice, plan.choice),
+        "bound": plan.choice.bound,
+        "parents": [[str(child), str(parent)] for child, parent in plan.parents.items()],
+    }
+
+
+def _explained(decisions: Sequence[LatticePlan]) -> Iterator[str]:
+    alike: dict[tuple[str, int], list[LatticePlan]] = {}
+    for plan in decisions:
+        alike.setdefault((plan.kind, id(plan.lattice)), []).append(plan)
+    for (kind, _), plans in alike.items():
+        first = plans[0]
+        names = ", ".join(format_path(plan.path) for plan in plans[:3])
+        more = f" and {len(plans) - 3} alike" if len(plans) > 3 else ""
+        gap = _gap(first)
+        proof = "nothing proven" if gap == float("inf") else f"within {gap:.2g} of the best"
+        yield f"{kind} {names}{more} {first.lattice.labels!a}: {first.choice.method}, {proof}"
+        yield from _alternatives(first)
+
+
+def _mix_explained(plan: MixPlan) -> str:
+    (_, cost), *others = plan.scores
+    told = ", ".join(f"{form} {score:.3g}" for form, score in others)
+    return f"mix {plan.weight}: {plan.chosen} {cost:.3g}" + (f"; else {told}" if told else "")
+
+
+def _alternatives(plan: LatticePlan) -> Iterator[str]:
+    lattice, chosen = plan.lattice, dict(plan.choice.parents)
+    verb = "from" if plan.kind == "reduce" else "to"
+
+    def name(half: HalfDiagram) -> str:
+        return "the tensor" if half.is_identity else str(half)
+
+    for child, parent in list(chosen.items())[:_SHOWN]:
+        options = [edge for edge in lattice.edges if edge.child == child]
+        cost = next(edge.cost for edge in options if edge.parent == parent)
+        others = [edge for edge in options if edge.parent != parent][:2]
+        told = ", ".join(f"{name(lattice.nodes[e.parent])} {e.cost:.3g}" for e in others)
+        helper = "" if child in lattice.needed else " (helper)"
+        yield (
+            f"  {lattice.nodes[child]}{helper} {verb} {name(lattice.nodes[parent])} {cost:.3g}"
+            f"{'; else ' + told if told else ''}"
+        )
+    if len(chosen) > _SHOWN:
+        yield f"  and {len(chosen) - _SHOWN} more"

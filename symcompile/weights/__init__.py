@@ -4,10 +4,13 @@ In: input and output tensors and known sizes. Out: a `Schema` that no plan, back
 setting can change, so that a checkpoint never goes stale.
 """
 
+from symcompile.weights.rank import Ranks, parse_rank
 from symcompile.weights.scale import Scale, init_scales
 from symcompile.weights.schema import (
     BasisElement,
     Column,
+    Factors,
+    Keep,
     Row,
     Schema,
     Weight,
@@ -18,6 +21,9 @@ from symcompile.weights.schema import (
 __all__ = [
     "BasisElement",
     "Column",
+    "Factors",
+    "Keep",
+    "Ranks",
     "Row",
     "Scale",
     "Schema",
@@ -25,4 +31,5 @@ __all__ = [
     "basis_elements",
     "build_schema",
     "init_scales",
+    "parse_rank",
 ]

@@ -15,6 +15,10 @@ Why orthogonal: a random matrix keeps the length of a vector on average only. Wi
 draw is off by a third, and six in a row by a factor of two either way; the more so since all
 entries of one tensor are multiplied by the same draw. The direct block is one matrix, so it can be
 orthogonal and keep every length (Saxe et al., arXiv 1312.6120).
+
+At low rank the first factor makes hidden channels of unit variance, the first of them from direct
+rows, and the second gives every column the variance that the whole matrix would. The direct blocks
+of both are orthogonal, so their product keeps the length of whatever fits through.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from typing import TypeVar
 
 from symcompile.errors import OptionError
 from symcompile.spec import Label
-from symcompile.weights.schema import Column, Row, Schema, Weight
+from symcompile.weights.schema import Column, Factors, Row, Schema, Weight
 
 __all__ = ["DIRECT", "INITS", "Scale", "init_scales"]
 
@@ -50,9 +54,10 @@ INITS = ("scaled", "unf")
 class Scale:
     """How one weight matrix is drawn; the bias starts at zero and has no Scale.
 
-    The entry at row r, column c has standard deviation `factor` of r times `base` of c. Where r is
-    a direct row and c a direct column (`direct` of c is not zero) it is `direct` of c instead, and
-    these entries form one block whose longer side has orthogonal lines, if `orthogonal`.
+    A mix of low rank has two, one for each factor. The entry at row r, column c has standard
+    deviation `factor` of r times `base` of c. Where r is a direct row and c a direct column
+    (`direct` of c is not zero) it is `direct` of c instead, and these entries form one block whose
+    longer side has orthogonal lines, if `orthogonal`.
 
     Attributes:
         weight: its name.
@@ -103,10 +108,49 @@ def init_scales(schema: Schema, init: str = "scaled", reduce: str = "mean") -> t
             )
             for column in weight.columns
         ]
-        block = (sum(n for n, _, is_direct in rows if is_direct), sum(n for n, _, d in cols if d))
-        orthogonal = 0 < min(block) <= ORTHOGONAL_LIMIT
-        scales.append(Scale(weight.name, _runs(rows), _runs(cols), orthogonal))
+        if weight.factors is None:
+            scales.append(_scale(weight.name, rows, cols))
+        else:
+            scales += _factor_scales(weight.factors, rows, cols)
     return tuple(scales)
+
+
+_RowRuns = list[tuple[int, float, bool]]
+_ColumnRuns = list[tuple[int, float, float]]
+
+
+def _scale(name: str, rows: _RowRuns, cols: _ColumnRuns) -> Scale:
+    block = (sum(n for n, _, is_direct in rows if is_direct), sum(n for n, _, d in cols if d))
+    orthogonal = 0 < min(block) <= ORTHOGONAL_LIMIT
+    return Scale(name, _runs(rows), _runs(cols), orthogonal)
+
+
+def _factor_scales(factors: Factors, rows: _RowRuns, cols: _ColumnRuns) -> tuple[Scale, Scale]:
+    """Both factors of a matrix whose entries would be drawn by `rows` and `cols`."""
+    direct = sum(n for n, _, is_direct in rows if is_direct)
+    rest = sum(n for n, _, is_direct in rows if not is_direct)
+    straight = min(direct, factors.inner)
+    mixed = factors.inner - straight
+    # Direct rows have hidden channels to themselves, unless there are too few: then they share.
+    share = DIRECT if direct and rest and not mixed else 1.0
+    hidden = [
+        (straight, sqrt((1 - share) / max(rest, 1)), sqrt(share / max(direct, 1))),
+        (mixed, sqrt(1 / (direct + rest)), 0.0),
+    ]
+    out: _ColumnRuns = []
+    for n, base, deviation in cols:
+        if deviation and straight:
+            through, around = direct * deviation**2, rest * base**2
+            if not mixed:
+                through += around
+            out.append((n, sqrt(around / max(mixed, 1)), sqrt(through / straight)))
+        else:
+            out.append((n, sqrt((direct + rest) * base**2 / factors.inner), 0.0))
+    made = [(straight, 1.0, True), (mixed, 1.0, False)]
+    return (
+        _scale(factors.into, rows, [run for run in hidden if run[0]]),
+        _scale(factors.out, [run for run in made if run[0]], out),
+    )
 
 
 def _deviations(

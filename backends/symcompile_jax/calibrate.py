@@ -1,0 +1,27 @@
+"""What JAX reaches on its default device, op by op. Out: the three numbers of a `Machine`."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from symcompile.cost.measure import COPIED, LAUNCHED, SIDE, rates
+
+__all__ = ["calibrate"]
+
+
+def calibrate() -> tuple[float, float, float]:
+    """(bytes per second, float32 operations per second, seconds per launch)."""
+    source = jnp.ones(COPIED, jnp.float32)
+    matrix, entry = jnp.ones((SIDE, SIDE), jnp.float32), jnp.ones(1, jnp.float32)
+
+    def launch() -> None:
+        result = entry
+        for _ in range(LAUNCHED):
+            result = jnp.add(result, entry)
+        result.block_until_ready()
+
+    return rates(
+        lambda: jnp.array(source, copy=True).block_until_ready(),
+        lambda: (matrix @ matrix).block_until_ready(),
+        launch,
+    )

@@ -1,0 +1,41 @@
+"""Freeing large values as soon as nothing reads them any more.
+
+In: statements, and the names worth freeing. Out: the statements with `del` lines between them.
+Python keeps every local alive until the function returns; without these lines a layer's peak memory
+would be the sum of all its intermediate values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+
+__all__ = ["free_early"]
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def free_early(statements: Sequence[str], names: Collection[str], result: str) -> list[str]:
+    """Delete each of `names` after the last statement that mentions it.
+
+    Names in `result`, the expression returned, stay; so do those the last statement mentions.
+
+    >>> free_early(["a = f(x)", "b = g(a)", "c = b + b"], {"a", "b", "c"}, "c")
+    ['a = f(x)', 'b = g(a)', 'del a', 'c = b + b']
+    """
+    last: dict[str, int] = {}
+    for number, statement in enumerate(statements):
+        for name in _NAME.findall(_code(statement)):
+            last[name] = number
+    kept = set(_NAME.findall(result))
+    lines: list[str] = []
+    for number, statement in enumerate(statements):
+        lines.append(statement)
+        dead = sorted(n for n in names if last.get(n) == number and n not in kept)
+        if dead and number < len(statements) - 1:
+            lines.append(f"del {', '.join(dead)}")
+    return lines
+
+
+def _code(statement: str) -> str:
+    return "" if statement.startswith("#") else statement

@@ -1,0 +1,67 @@
+"""The machine model: three numbers that turn work into time.
+
+In: bytes, flops, launches. Out: seconds, by a roofline with a fixed cost per kernel launch. It is
+coarse on purpose: it has to rank plans, not predict them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from symcompile.errors import OptionError
+
+__all__ = ["PRESETS", "Machine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A device.
+
+    Attributes:
+        name: for reports.
+        bandwidth: bytes per second between memory and the processor.
+        flops: floating-point operations per second in a large matmul (a multiply-add is two).
+        launch: seconds every kernel costs however small.
+
+    >>> Machine("toy", bandwidth=1e9, flops=1e12, launch=1e-6).seconds(2e6, 1e6, 3)
+    0.002003
+    """
+
+    name: str
+    bandwidth: float
+    flops: float
+    launch: float
+
+    def __post_init__(self) -> None:
+        for field in ("bandwidth", "flops"):
+            if not getattr(self, field) > 0:
+                raise OptionError(
+                    f"Machine {field}={getattr(self, field)!r}: expected a positive number"
+                )
+        if not self.launch >= 0:
+            raise OptionError(f"Machine launch={self.launch!r}: expected zero or more seconds")
+
+    def seconds(self, bytes: float, flops: float, launches: float) -> float:
+        """Time of one kernel, or of several that are all bound by the same resource."""
+        return max(bytes / self.bandwidth, flops / self.flops) + launches * self.launch
+
+    @staticmethod
+    def measure(backend: str = "torch") -> Machine:
+        """Calibrate on this machine with a backend's own operations, in a second or two.
+
+        Raises:
+            BackendError: the backend is unknown or its framework not installed.
+        """
+        from symcompile.codegen import get_backend
+
+        bandwidth, flops, launch = get_backend(backend).calibrate()
+        return Machine(f"measured with {backend}", bandwidth, flops, launch)
+
+
+PRESETS = {
+    "cpu": Machine("cpu", bandwidth=2e10, flops=2e11, launch=5e-6),
+    "a100": Machine("a100", bandwidth=1.6e12, flops=1.9e13, launch=6e-6),
+    "h100": Machine("h100", bandwidth=3.0e12, flops=6.0e13, launch=5e-6),
+    "h200": Machine("h200", bandwidth=4.2e12, flops=6.0e13, launch=5e-6),
+}
+"""Round figures for float32; `Machine.measure` gives those of the machine at hand."""

@@ -1,0 +1,52 @@
+"""Calibrating a machine model with a framework's own operations.
+
+In: three actions of known work. Out: bytes per second, operations per second, seconds per launch.
+The one thing to know: an action returns once its result is there, not once it is queued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+
+__all__ = ["COPIED", "LAUNCHED", "SIDE", "rates"]
+
+COPIED = 1 << 24
+"""Entries of the float32 array that is copied: 64 MiB, more than caches hold."""
+
+SIDE = 1024
+"""Rows and columns of the float32 matrices that are multiplied."""
+
+LAUNCHED = 1000
+"""Operations on a single entry that are started one after the other."""
+
+
+def rates(
+    copy: Callable[[], object], multiply: Callable[[], object], launch: Callable[[], object]
+) -> tuple[float, float, float]:
+    """Time each action a few times and divide its work by the median.
+
+    Args:
+        copy: copies `COPIED` float32 entries.
+        multiply: multiplies two square float32 matrices of side `SIDE`.
+        launch: starts `LAUNCHED` operations on one entry.
+
+    Returns:
+        (bytes per second, operations per second, seconds per launch).
+    """
+    return (
+        8 * COPIED / _seconds(copy),
+        2 * SIDE**3 / _seconds(multiply),
+        _seconds(launch) / LAUNCHED,
+    )
+
+
+def _seconds(action: Callable[[], object], repeats: int = 5) -> float:
+    action()  # the first run loads kernels and touches memory
+    times = []
+    for _ in range(repeats):
+        start = perf_counter()
+        action()
+        times.append(perf_counter() - start)
+    return median(times)

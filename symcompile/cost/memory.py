@@ -1,0 +1,82 @@
+"""Memory a Program holds while it runs, op by op.
+
+In: a Program and sizes. Out: the entries alive after and during every op, for one example. Views
+share the storage of what they view; a storage dies after the last reader of its last view.
+
+The one thing to know: inputs belong to the caller and live throughout, outputs from when they are
+written; weights are not counted, they do not depend on the batch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from symcompile.cost.work import Accountant
+from symcompile.ir import Input, Output, Program
+from symcompile.spec import Label
+
+__all__ = ["Footprint", "footprint", "peak_entries"]
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What every op does to memory, independent of the order they run in.
+
+    Attributes:
+        made: entries of the storage each op makes; 0 for a view.
+        transient: entries needed on top, only while the op runs.
+        reads: the storages each op reads, named by the op that made them.
+        held: entries alive throughout: the inputs.
+        kept: storages that outlive the program: the outputs.
+    """
+
+    made: tuple[int, ...]
+    transient: tuple[int, ...]
+    reads: tuple[frozenset[int], ...]
+    held: int
+    kept: frozenset[int]
+
+
+def footprint(program: Program, sizes: Mapping[Label, int]) -> Footprint:
+    """The memory behaviour of every op."""
+    accountant = Accountant(program)
+    made: list[int] = []
+    transient: list[int] = []
+    reads: list[frozenset[int]] = []
+    storage: list[int | None] = []  # the op that made where a value lives; None for the caller's
+    held = 0
+    for number, op in enumerate(program.ops):
+        new, extra = accountant.storage_of(number)
+        made.append(new.at(sizes))
+        transient.append(extra.at(sizes))
+        if isinstance(op, Input):
+            kind = accountant.types[number]
+            held += prod(sizes[label] for label in kind.labels) * kind.width
+        sources = (storage[arg] for arg in op.args)
+        reads.append(frozenset(source for source in sources if source is not None))
+        storage.append(number if new.terms else storage[op.args[0]] if op.args else None)
+    kept = {storage[number] for number, op in enumerate(program.ops) if isinstance(op, Output)}
+    return Footprint(
+        tuple(made),
+        tuple(transient),
+        tuple(reads),
+        held,
+        frozenset(source for source in kept if source is not None),
+    )
+
+
+def peak_entries(facts: Footprint, order: Sequence[int] | None = None) -> int:
+    """The most entries alive at once when ops run in `order` (default: as written)."""
+    waiting = Counter(source for reads in facts.reads for source in reads)
+    live = peak = facts.held
+    for number in range(len(facts.made)) if order is None else order:
+        live += facts.made[number]
+        peak = max(peak, live + facts.transient[number])
+        for source in facts.reads[number]:
+            waiting[source] -= 1
+            if not waiting[source] and source not in facts.kept:
+                live -= facts.made[source]
+    return peak

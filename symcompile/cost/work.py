@@ -1,0 +1,294 @@
+"""The work each op of a Program does, as generated code executes it eagerly.
+
+In: a Program. Out: per op the entries it reads and writes, its operations and its kernel launches,
+as polynomials in label sizes for one example (no batch).
+
+The one thing to know: diagonals, transposes, slices and broadcasts are views and free; what reads
+them pays. A broadcast axis has extent one until something needs it whole (`ir.lazy_axes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from symcompile.cost.layout import layouts_of, moves_on_the_way_in, moves_on_the_way_out
+from symcompile.cost.polynomial import Polynomial
+from symcompile.ir import (
+    Add,
+    Broadcast,
+    Concat,
+    Const,
+    Diagonal,
+    Embed,
+    Input,
+    Mix,
+    Op,
+    Output,
+    Program,
+    Reduce,
+    Slice,
+    Transpose,
+    lazy_axes,
+    sources_of,
+    types_of,
+)
+
+__all__ = ["Accountant", "Work", "total_work", "work_of"]
+
+_NOTHING = Polynomial()
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What running something takes.
+
+    Attributes:
+        read, written: entries moved (not bytes).
+        flops: operations; a multiply-add is two.
+        launches: kernels started in eager execution.
+    """
+
+    read: Polynomial = _NOTHING
+    written: Polynomial = _NOTHING
+    flops: Polynomial = _NOTHING
+    launches: int = 0
+
+    def __mul__(self, factor: int) -> Work:
+        return Work(
+            self.read * factor, self.written * factor, self.flops * factor, self.launches * factor
+        )
+
+    @property
+    def moved(self) -> Polynomial:
+        """Entries read and written."""
+        return self.read + self.written
+
+
+def total_work(parts: Sequence[Work]) -> Work:
+    """The sum."""
+    if len(parts) == 1:
+        return parts[0]
+    return Work(
+        Polynomial.sum(part.read for part in parts),
+        Polynomial.sum(part.written for part in parts),
+        Polynomial.sum(part.flops for part in parts),
+        sum(part.launches for part in parts),
+    )
+
+
+def work_of(program: Program) -> tuple[Work, ...]:
+    """The work of every op."""
+    return Accountant(program).works()
+
+
+class Accountant:
+    """Work and storage of a program's ops, worked out from types, lazy axes and layouts."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.types = types_of(program)
+        self.lazy = lazy_axes(program)
+        self.layouts = layouts_of(program, [len(kind.labels) for kind in self.types], self.lazy)
+        self.sources = sources_of(program)
+        self.readers: list[list[int]] = [[] for _ in program.ops]
+        for number, op in enumerate(program.ops):
+            for arg in op.args:
+                self.readers[arg].append(number)
+        self.fresh: list[bool] = []  # a new array that nothing else reads
+        self.shared: list[bool] = []  # a view of an array with other views
+        for number, op in enumerate(program.ops):
+            self.fresh.append(self._is_fresh(number, op))
+            self.shared.append(self._is_shared(op))
+
+    def works(self) -> tuple[Work, ...]:
+        """The work of every op."""
+        return tuple(self._work(number, op) for number, op in enumerate(self.program.ops))
+
+    def storage_of(self, number: int) -> tuple[Polynomial, Polynomial]:
+        """Entries an op makes storage for, and entries it needs on top while it runs."""
+        op = self.program.ops[number]
+        match op:
+            case Input(tensor=tensor) if moves_on_the_way_in(self.program.inputs[tensor]):
+                return self._whole(number), _NOTHING
+            case Const() if self._is_written(number):
+                return self._whole(number), _NOTHING
+            case Reduce(args=(arg,)):
+                lazy = self.program.reduce == "sum" and self.lazy[arg]
+                return self._extent(number), self._whole(arg) if lazy else _NOTHING
+            case Concat():
+                copies = [self._whole(arg) for arg in op.args if self.lazy[arg]]
+                return self._whole(number), Polynomial.sum(copies)
+            case Mix(args=(arg,)) if self._is_written(arg):
+                copied = not self.layouts[arg].in_rows
+                return self._extent(number), self._extent(arg) if copied else _NOTHING
+            case Embed() if self._sum_of(number) is None:
+                return self._whole(number), _NOTHING
+            case Add():
+                return self._sum_storage(number, op)
+            case Output():
+                times = self._copies_out(op)
+                whole = self._whole(number)
+                return whole * min(times, 1), whole * (times > 1)
+        return _NOTHING, _NOTHING
+
+    # -- facts ----------------------------------------------------------------------------------
+
+    def _is_written(self, number: int) -> bool:
+        """False for a constant that mixes alone read: they are the weights themselves."""
+        constant = isinstance(self.program.ops[number], Const)
+        mixes = all(isinstance(self.program.ops[k], Mix) for k in self.readers[number])
+        return not (constant and mixes)
+
+    def _is_fresh(self, number: int, op: Op) -> bool:
+        if isinstance(op, Add):
+            embeds, plain = self._summands(number, op)
+            if embeds or len(plain) > 1:
+                return self.types[number].batched
+        return isinstance(op, Embed)
+
+    def _is_shared(self, op: Op) -> bool:
+        match op:
+            case Slice():
+                return True
+            case Mix(args=(arg,)):
+                return not self._is_written(arg)
+            case Broadcast(args=(arg,)) | Transpose(args=(arg,)) | Diagonal(args=(arg,)):
+                return self.shared[arg]
+        return False
+
+    def _summands(self, number: int, op: Add) -> tuple[list[int], list[int]]:
+        """Embeddings written straight into a sum, and everything else."""
+        embeds = [arg for arg in op.args if self._sum_of(arg) == number]
+        return embeds, [arg for arg in op.args if arg not in embeds]
+
+    def _sum_of(self, number: int) -> int | None:
+        """The sum that an embedding is written straight into, if there is one."""
+        readers = self.readers[number]
+        alone = isinstance(self.program.ops[number], Embed) and len(readers) == 1
+        return readers[0] if alone and isinstance(self.program.ops[readers[0]], Add) else None
+
+    def _owned(self, plain: list[int], lazy: frozenset[int]) -> bool:
+        """True if embeddings are added in place to the sum of `plain`."""
+        if len(plain) == 1:
+            return self.fresh[plain[0]] and len(self.readers[plain[0]]) == 1 and not lazy
+        batched = any(self.types[arg].batched for arg in plain)
+        return bool(plain) and batched and not lazy
+
+    def _copies_out(self, op: Output) -> int:
+        """How often an output is copied: to full extent, out of a shared array, to merge axes."""
+        (arg,) = op.args
+        tensor = self.program.outputs[op.tensor]
+        lazy = bool(self.lazy[arg])
+        order = range(len(tensor.labels)) if lazy else self.layouts[arg].order
+        return lazy + self.shared[arg] + moves_on_the_way_out(tensor, order)
+
+    def _extent(self, value: int, lazy: frozenset[int] | None = None) -> Polynomial:
+        """Entries actually stored."""
+        kind = self.types[value]
+        skipped = self.lazy[value] if lazy is None else lazy
+        labels = [label for axis, label in enumerate(kind.labels) if axis not in skipped]
+        return Polynomial.of(labels, kind.width)
+
+    def _whole(self, value: int) -> Polynomial:
+        return self._extent(value, frozenset())
+
+    # -- work -----------------------------------------------------------------------------------
+
+    def _work(self, number: int, op: Op) -> Work:
+        match op:
+            case Input(tensor=tensor) if moves_on_the_way_in(self.program.inputs[tensor]):
+                return self._copy(number)
+            case Const() if self._is_written(number):
+                return Work(_NOTHING, self._whole(number), _NOTHING, 1)
+            case Reduce(args=(arg,)):
+                if self.program.reduce == "mean":
+                    read, before = self._extent(arg), Work()
+                else:
+                    read, before = self._whole(arg), self._expanded(arg)
+                return total_work([before, Work(read, self._extent(number), read, 1)])
+            case Concat():
+                size = self._whole(number)
+                copies = [self._expanded(arg) for arg in op.args]
+                return total_work([*copies, Work(size, size, _NOTHING, 1)])
+            case Mix(args=(arg,)) if self._is_written(arg):
+                return self._mix(number, op)
+            case Add():
+                return self._add(number, op)
+            case Embed(args=(arg,)) if self._sum_of(number) is None:
+                return total_work([self._zeros(number), self._onto_diagonal(arg)])
+            case Output(args=(arg,)):
+                times = self._copies_out(op)
+                if self.lazy[arg]:
+                    return total_work([self._expanded(arg), self._copy(number) * (times - 1)])
+                return self._copy(number) * times
+        return Work()
+
+    def _mix(self, number: int, op: Mix) -> Work:
+        (arg,) = op.args
+        inputs, result = self._extent(arg), self._extent(number)
+        rows = op.rows[1] - op.rows[0]
+        weight = Polynomial.of((), rows * self.types[number].width)
+        matmul = Work(inputs + weight, result, result * (2 * rows), 1)
+        if self.layouts[arg].in_rows:
+            return matmul
+        return total_work([Work(inputs, inputs, _NOTHING, 1), matmul])
+
+    def _add(self, number: int, op: Add) -> Work:
+        embeds, plain = self._summands(number, op)
+        parts: list[Work] = []
+        lazy = frozenset(range(len(self.types[number].labels)))
+        sources = 0
+        for place, arg in enumerate(plain):
+            before = self._extent(number, lazy)
+            lazy &= self.lazy[arg]
+            sources |= self.sources[arg]
+            if place:
+                after = self._extent(number, lazy)
+                parts.append(Work(before + self._extent(arg), after, after, 1))
+        whole = self._whole(number)
+        owned = self._owned(plain, lazy)
+        for arg in embeds:
+            if not owned:
+                parts.append(self._zeros(number))
+                if plain:
+                    parts.append(Work(whole + self._extent(number, lazy), whole, whole, 1))
+            elif self.sources[arg] & ~sources:
+                # A zero that depends on the embedding is added first, for vmap's sake.
+                one = Polynomial.of(())
+                parts.append(Work(whole + one, whole + one, whole, 2))
+            parts.append(self._onto_diagonal(self.program.ops[arg].args[0]))
+            sources |= self.sources[arg]
+            owned = True
+        return total_work(parts)
+
+    def _sum_storage(self, number: int, op: Add) -> tuple[Polynomial, Polynomial]:
+        embeds, plain = self._summands(number, op)
+        whole = self._whole(number)
+        lazies = [self.lazy[arg] for arg in plain]
+        lazy = frozenset.intersection(*lazies) if lazies else frozenset()
+        if embeds and not self._owned(plain, lazy):
+            return whole, whole if plain else _NOTHING
+        if embeds and any(self.sources[arg] & ~self.sources[plain[0]] for arg in embeds):
+            return whole, whole
+        if len(plain) == 1:
+            return _NOTHING, _NOTHING
+        before = self._extent(number, frozenset.intersection(*lazies[:-1]))
+        # Of a + b + c the first sum is alive while the second is written.
+        return self._extent(number, lazy), before if len(plain) > 2 else _NOTHING
+
+    def _copy(self, number: int) -> Work:
+        return Work(self._whole(number), self._whole(number), _NOTHING, 1)
+
+    def _expanded(self, value: int) -> Work:
+        """Writing out what a broadcast left lazy."""
+        if not self.lazy[value]:
+            return Work()
+        return Work(self._extent(value), self._whole(value), _NOTHING, 1)
+
+    def _zeros(self, number: int) -> Work:
+        return Work(_NOTHING, self._whole(number), _NOTHING, 1)
+
+    def _onto_diagonal(self, value: int) -> Work:
+        stored, placed = self._extent(value), self._whole(value)
+        return Work(stored + placed, placed, placed, 1)

@@ -1,0 +1,29 @@
+"""Which inputs and weights a value is made from.
+
+In: a Program. Out: per value a set of bits. A sum in place is safe under vmap only where the sum
+depends on everything that the summand depends on: otherwise the summand may have a batch axis that
+the sum has not.
+"""
+
+from __future__ import annotations
+
+from symcompile.ir.ops import Input, Mix
+from symcompile.ir.program import Program
+
+__all__ = ["sources_of"]
+
+
+def sources_of(program: Program) -> tuple[int, ...]:
+    """Per value, the inputs and weights it is made from, as bits."""
+    names = {name: 1 << place for place, (name, _) in enumerate(program.weights)}
+    found: list[int] = []
+    for op in program.ops:
+        bits = 0
+        for arg in op.args:
+            bits |= found[arg]
+        if isinstance(op, Input):
+            bits |= 1 << (len(names) + op.tensor)
+        elif isinstance(op, Mix):
+            bits |= names[op.weight]
+        found.append(bits)
+    return tuple(found)

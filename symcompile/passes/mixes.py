@@ -1,0 +1,149 @@
+"""Pass: stack the inputs of a mix, or not.
+
+In: a Program and a plan per mix. Out: one in which every mix of a stack of features is computed the
+way that costs least: stacked (one copy, one matmul), separate (a matmul per feature, summed), or
+with transposes moved behind the matmul (for a feature and its transposed copies, where there are
+fewer channels out than in).
+
+The one thing to know: all three read the same rows of the same weight, so nothing about weights
+changes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from symcompile.cost.objective import Objective
+from symcompile.cost.work import work_of
+from symcompile.ir import Builder, Concat, Mix, Program, Tensor, Transpose, Type, types_of
+from symcompile.planner.decisions import MixPlan
+from symcompile.spec import Perm
+
+__all__ = ["FORMS", "MixPlan", "form_mixes", "plan_mixes"]
+
+FORMS = ("stacked", "separate", "transposed after")
+
+
+def plan_mixes(program: Program, objective: Objective) -> tuple[MixPlan, ...]:
+    """The cheapest form of every mix that reads a stack nothing else reads."""
+    types = types_of(program)
+    return tuple(
+        _plan(program, types, mix, stack, objective)
+        for mix, stack in _stacked_mixes(program).values()
+    )
+
+
+def form_mixes(program: Program, plans: Iterable[MixPlan]) -> Program:
+    """Compute every planned mix in its chosen form."""
+    forms = {plan.weight: plan.chosen for plan in plans}
+    mixes, types = _stacked_mixes(program), types_of(program)
+    build = Builder(program)
+    place: list[int] = []
+    for number, op in enumerate(program.ops):
+        if number in mixes:
+            mix, stack = mixes[number]
+            features = [_feature(program, arg, types[arg].width, place) for arg in stack.args]
+            place.append(_emit(build, mix, features, forms.get(mix.weight, "stacked")))
+        else:
+            place.append(build.emit(replace(op, args=tuple(place[arg] for arg in op.args))))
+    return build.program()
+
+
+@dataclass(frozen=True, slots=True)
+class _Feature:
+    """One operand of a stack.
+
+    Attributes:
+        value: its number.
+        width: its channels.
+        base, axes: what it is a transpose of, and how; None if it is not one.
+    """
+
+    value: int
+    width: int
+    base: int | None
+    axes: tuple[int, ...]
+
+
+def _stacked_mixes(program: Program) -> dict[int, tuple[Mix, Concat]]:
+    """Mixes by number, with the stack each reads alone."""
+    readers = Counter(arg for op in program.ops for arg in op.args)
+    found = {}
+    for number, op in enumerate(program.ops):
+        if isinstance(op, Mix):
+            stack = program.ops[op.args[0]]
+            if isinstance(stack, Concat) and readers[op.args[0]] == 1:
+                found[number] = (op, stack)
+    return found
+
+
+def _feature(
+    program: Program, arg: int, width: int, place: Mapping[int, int] | Sequence[int]
+) -> _Feature:
+    op = program.ops[arg]
+    if isinstance(op, Transpose):
+        return _Feature(place[arg], width, place[op.args[0]], op.axes)
+    return _Feature(place[arg], width, None, ())
+
+
+def _emit(build: Builder, mix: Mix, features: Sequence[_Feature], form: str) -> int:
+    if form == "stacked":
+        stack = build.concat([feature.value for feature in features])
+        return build.mix(stack, mix.weight, mix.rows, mix.cols)
+    parts = []
+    row = mix.rows[0]
+    for feature in features:
+        rows = (row, row + feature.width)
+        row += feature.width
+        if feature.base is not None and form == "transposed after":
+            product = build.mix(feature.base, mix.weight, rows, mix.cols)
+            parts.append(build.transpose(product, feature.axes))
+        else:
+            parts.append(build.mix(feature.value, mix.weight, rows, mix.cols))
+    return build.add(parts)
+
+
+def _plan(
+    program: Program, types: Sequence[Type], mix: Mix, stack: Concat, objective: Objective
+) -> MixPlan:
+    transposes = any(isinstance(program.ops[arg], Transpose) for arg in stack.args)
+    forms = FORMS if transposes else FORMS[:2]
+    scores = sorted(
+        ((form, _score(program, types, mix, stack, form, objective)) for form in forms),
+        key=lambda item: (item[1], FORMS.index(item[0])),
+    )
+    return MixPlan(mix.weight, scores[0][0], tuple(scores))
+
+
+def _score(
+    program: Program,
+    types: Sequence[Type],
+    mix: Mix,
+    stack: Concat,
+    form: str,
+    objective: Objective,
+) -> float:
+    """The cost of a form on its own: a program that starts from the features."""
+    sources = list(
+        dict.fromkeys(
+            program.ops[arg].args[0] if isinstance(program.ops[arg], Transpose) else arg
+            for arg in stack.args
+        )
+    )
+    inputs = tuple(
+        Tensor((k,), tuple(map(Perm, types[value].labels)), types[value].width)
+        for k, value in enumerate(sources)
+    )
+    weights = tuple(weight for weight in program.weights if weight[0] == mix.weight)
+    build = Builder(replace(program, ops=(), inputs=inputs, outputs=(), weights=weights))
+    place = {value: build.input(k) for k, value in enumerate(sources)}
+    for arg in stack.args:
+        op = program.ops[arg]
+        if isinstance(op, Transpose):
+            place[arg] = build.transpose(place[op.args[0]], op.axes)
+    features = [_feature(program, arg, types[arg].width, place) for arg in stack.args]
+    _emit(build, mix, features, form)
+    fragment = build.everything()
+    return objective.total(work_of(fragment), fragment)

@@ -1,0 +1,259 @@
+"""What the reference program costs, without building it.
+
+In: a Schema. Out: the work of computing every diagram on its own, and of the same after equal
+features are shared (what a compiler that eliminates common subexpressions, such as XLA, reaches).
+
+The one thing to know: a term's cost splits into a part of its in half-diagram, a part of its out
+half-diagram, and a product of both. Sums over all pairs are therefore products of sums, and no pair
+is ever enumerated. Tests hold every figure to the work of the programs themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from symcompile.cost import Polynomial, Work, total_work
+from symcompile.cost.layout import moves_on_the_way_in, moves_on_the_way_out
+from symcompile.diagrams import HalfDiagram
+from symcompile.spec import Label
+from symcompile.weights import Column, Row, Schema, Weight
+
+__all__ = ["Baseline", "baseline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Work and op counts of the reference program.
+
+    Attributes:
+        work: everything the program does.
+        reductions, mixes: how many of its ops reduce, and mix channels.
+    """
+
+    work: Work
+    reductions: int
+    mixes: int
+
+
+def baseline(schema: Schema, *, share: bool) -> Baseline:
+    """The reference program, or with `share` the reference with equal values computed once."""
+    parts, reductions = _reductions(schema, share=share)
+    parts += _embeds(schema, share=share)
+    written, multiplied = _constants(schema, share=share)
+    parts += _moves(schema, bare_bias=not multiplied)
+    parts.append(Work(written=Polynomial.of((), written), launches=written))
+    mixes = 0
+    for weight in schema.weights:
+        columns = weight.columns
+        count = max(len(weight.rows), 1)
+        features = _Features(count, weight.shape[0] if weight.rows else 1)
+        by_order = _by_order(weight)
+        mixes += count * len(columns)
+        if weight.factors is None:
+            # A constant that is not spread is the weight itself.
+            worked = [c for c in columns if weight.rows or c.half.closed or multiplied]
+            parts += [_mix(c, c.width, features, _copied(c, by_order), schema) for c in worked]
+            continue
+        # A factor's own slice of rows does not depend on the column, but for how it is spread.
+        inner = weight.factors.inner
+        kinds = {(schema.outputs[c.tensor].labels, c.half): c for c in columns}
+        first = list(kinds.values()) if share else columns
+        mixes += count * len(first)
+        parts += [_mix(c, inner, features, _copied(c, by_order), schema) for c in first]
+        hidden = _Features(count, inner * count)
+        parts += [_mix(c, c.width, hidden, _Features(), schema) for c in columns]
+    parts += _sums(schema)
+    return Baseline(total_work(parts), reductions, mixes)
+
+
+def _reductions(schema: Schema, *, share: bool) -> tuple[list[Work], int]:
+    """Every in-feature for every column it meets, or once in all; and how many that are."""
+    if share:
+        features = {
+            (row.tensor, row.half): row
+            for weight in schema.weights
+            for row in weight.rows
+            if row.half.closed
+        }
+        return [_reduce(row, schema) for row in features.values()], len(features)
+    parts, count = [], 0
+    for weight in schema.weights:
+        times = len(weight.columns)
+        reduced = [row for row in weight.rows if row.half.closed]
+        parts += [_reduce(row, schema) * times for row in reduced]
+        count += times * len(reduced)
+    return parts, count
+
+
+_Kind = tuple[tuple[Label, ...], HalfDiagram]
+"""What decides how a value is spread: an output's labels and a half-diagram of it."""
+
+
+def _embeds(schema: Schema, *, share: bool) -> Iterator[Work]:
+    """Every spread for every pair of row and column, or for every row once to each kind."""
+    met: dict[_Kind, list[Weight]] = {}
+    for weight in schema.weights:
+        columns = [(schema.outputs[c.tensor].labels, c.half) for c in weight.columns]
+        if share:
+            for kind in dict.fromkeys(columns):
+                met.setdefault(kind, []).append(weight)
+            continue
+        width = weight.shape[0] if weight.rows else 1
+        for labels, half in columns:
+            yield _embed(labels, half, width, max(len(weight.rows), 1))
+    for (labels, half), weights in met.items():
+        if not _merges(half):
+            continue
+        constants = sum(not weight.rows for weight in weights)
+        # Where several matrices cover a signature, two may have a row in common.
+        rows = {
+            (row.tensor, row.half, row.bijection): row.width
+            for weight in weights
+            for row in weight.rows
+        }
+        yield _embed(labels, half, sum(rows.values()) + constants, len(rows) + constants)
+
+
+def _reduce(row: Row, schema: Schema) -> Work:
+    """One pass over the entries on a half-diagram's diagonals."""
+    labels = schema.inputs[row.tensor].labels
+    kept = [labels[block[0]] for block in row.half.propagating]
+    read = Polynomial.of(kept + [labels[block[0]] for block in row.half.closed], row.width)
+    return Work(read, Polynomial.of(kept, row.width), read, 1)
+
+
+def _merges(half: HalfDiagram) -> bool:
+    return any(len(block) > 1 for block in half.propagating + half.closed)
+
+
+def _embed(labels: Sequence[Label], half: HalfDiagram, width: int, count: int) -> Work:
+    """Zeros of full size and a write on the diagonals, for `count` features of `width` in all."""
+    if not _merges(half):
+        return Work()
+    stored = Polynomial.of([labels[block[0]] for block in half.propagating], width)
+    placed = Polynomial.of([labels[block[0]] for block in half.propagating + half.closed], width)
+    whole = Polynomial.of(labels, width)
+    return Work(stored + placed, whole + placed, placed, 2 * count)
+
+
+@dataclass(frozen=True, slots=True)
+class _Features:
+    """Some features of one signature: how many, and of how many channels together."""
+
+    count: int = 0
+    width: int = 0
+
+
+def _by_order(weight: Weight) -> dict[tuple[int, ...], _Features]:
+    """The features of a weight by the order of their axes in memory, () for those on diagonals."""
+    found: dict[tuple[int, ...], _Features] = {}
+    for row in weight.rows:
+        order = _order(row.half)
+        on_diagonals = _merges(row.half) and not row.half.closed
+        key = () if on_diagonals else tuple(order[axis] for axis in row.bijection)
+        so_far = found.get(key, _Features())
+        found[key] = _Features(so_far.count + 1, so_far.width + row.width)
+    return found
+
+
+def _order(half: HalfDiagram) -> tuple[int, ...]:
+    """Where the propagating blocks stand among each other in memory, in canonical order."""
+    by_first_axis = sorted(half.propagating)
+    return tuple(by_first_axis.index(block) for block in half.propagating)
+
+
+def _copied(column: Column, by_order: Mapping[tuple[int, ...], _Features]) -> _Features:
+    """Features that a matmul copies first, as they do not lie in the order the column wants.
+
+    What is embedded is written anew, in order.
+    """
+    order = _order(column.half)
+    if len(order) < 2 or _merges(column.half):
+        return _Features()
+    moved = [features for key, features in by_order.items() if key != order]
+    return _Features(sum(f.count for f in moved), sum(f.width for f in moved))
+
+
+def _mix(column: Column, to: int, features: _Features, copied: _Features, schema: Schema) -> Work:
+    """One matmul to `to` channels per feature, at the size the spread left."""
+    at: Sequence[Label] = schema.outputs[column.tensor].labels
+    if not _merges(column.half):
+        at = [at[block[0]] for block in column.half.propagating]
+    width, count = features.width, features.count
+    read = Polynomial.of(at, width) + Polynomial.of((), width * to)
+    matmul = Work(read, Polynomial.of(at, to * count), Polynomial.of(at, 2 * width * to), count)
+    moved = Polynomial.of(at, copied.width)
+    return total_work([matmul, Work(moved, moved, Polynomial(), copied.count)])
+
+
+def _constants(schema: Schema, *, share: bool) -> tuple[int, bool]:
+    """How often the constant 1 is written, and whether mixes of it as it stands are matmuls.
+
+    Where nothing but mixes read a constant, they are the weights themselves.
+    """
+    spread = sum(
+        bool(column.half.closed)
+        for weight in schema.weights
+        if not weight.rows
+        for column in weight.columns
+    )
+    return (min(spread, 1), spread > 0) if share else (spread, False)
+
+
+def _moves(schema: Schema, *, bare_bias: bool) -> Iterator[Work]:
+    """Folding inputs and unfolding outputs, where that takes a copy.
+
+    Args:
+        bare_bias: an output that is nothing but a part of the bias is copied out of it.
+    """
+    used = sorted({row.tensor for weight in schema.weights for row in weight.rows})
+    tensors = [schema.inputs[k] for k in used if moves_on_the_way_in(schema.inputs[k])]
+    tensors += [
+        tensor
+        for tensor in schema.outputs
+        if moves_on_the_way_out(tensor, range(len(tensor.labels)))
+    ]
+    mixed = {column.tensor for weight in schema.weights if weight.rows for column in weight.columns}
+    tensors += [
+        schema.outputs[column.tensor]
+        for weight in schema.weights
+        if bare_bias and not weight.rows
+        for column in weight.columns
+        if column.tensor not in mixed and not column.half.closed
+    ]
+    for tensor in tensors:
+        whole = Polynomial.of(tensor.labels, tensor.width)
+        yield Work(whole, whole, Polynomial(), 1)
+
+
+def _sums(schema: Schema) -> Iterator[Work]:
+    """Adding up the terms of every output, in the order the reference has them."""
+    terms: list[list[tuple[frozenset[int], int, int]]] = [[] for _ in schema.outputs]
+    for weight in schema.weights:
+        for column in weight.columns:
+            closed = frozenset(axis for block in column.half.closed for axis in block)
+            lazy = frozenset() if _merges(column.half) else closed
+            terms[column.tensor].append((lazy, max(len(weight.rows), 1), column.width))
+    for output, tensor in zip(terms, schema.outputs, strict=True):
+
+        def extent(
+            lazy: frozenset[int], width: int, labels: tuple[Label, ...] = tensor.labels
+        ) -> Polynomial:
+            return Polynomial.of([x for axis, x in enumerate(labels) if axis not in lazy], width)
+
+        total: frozenset[int] | None = None
+        for lazy, count, width in output:
+            for times in (1, count - 1):  # only the first of equal terms can widen the sum
+                if not times:
+                    continue
+                if total is None:
+                    total = lazy
+                    continue
+                before, total = total, total & lazy
+                after = extent(total, width)
+                yield Work(extent(before, width) + extent(lazy, width), after, after, 1) * times
+        if total:
+            yield Work(
+                extent(total, tensor.width), extent(frozenset(), tensor.width), Polynomial(), 1
+            )

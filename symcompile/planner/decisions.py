@@ -1,0 +1,100 @@
+"""Planning every tensor of a program.
+
+In: which half-diagrams each tensor needs, a planner, an objective. Out: one `LatticePlan` per
+tensor. Tensors of one kind (same labels, width and needs) are searched once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from symcompile.cost.objective import Objective
+from symcompile.diagrams import HalfDiagram
+from symcompile.ir.types import Tensor
+from symcompile.planner.lattice import Lattice, build_lattice
+from symcompile.planner.search import Choice, Parents, Planner, checked, parents_of
+from symcompile.spec import Path
+
+__all__ = ["LatticePlan", "MixPlan", "Schedule", "plan_lattices"]
+
+
+@dataclass(frozen=True, slots=True)
+class LatticePlan:
+    """How the features of one input are reduced, or the parts of one output spread.
+
+    Attributes:
+        kind: "reduce" or "spread".
+        tensor: number of the input or output.
+        path: where it sits in the tree.
+        lattice: what there was to choose from.
+        choice: what was chosen.
+    """
+
+    kind: Literal["reduce", "spread"]
+    tensor: int
+    path: Path
+    lattice: Lattice
+    choice: Choice
+
+    @property
+    def parents(self) -> Parents:
+        """What each half-diagram is reduced from, or spread to."""
+        return parents_of(self.lattice, self.choice)
+
+
+@dataclass(frozen=True, slots=True)
+class MixPlan:
+    """How one mix is computed.
+
+    Attributes:
+        weight: name of its weight.
+        chosen: the form taken, see `passes.mixes`.
+        scores: (form, score) of every form considered, best first.
+    """
+
+    weight: str
+    chosen: str
+    scores: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """An order of ops.
+
+    Attributes:
+        order: op numbers.
+        peak: most entries alive at once, for one example.
+        before: the same in the order given.
+        exact: True if no order has a lower peak.
+    """
+
+    order: tuple[int, ...]
+    peak: int
+    before: int
+    exact: bool
+
+
+def plan_lattices(
+    kind: Literal["reduce", "spread"],
+    needed: Mapping[int, Sequence[HalfDiagram]],
+    tensors: Sequence[Tensor],
+    planner: Planner,
+    objective: Objective,
+) -> tuple[LatticePlan, ...]:
+    """One plan per tensor that needs anything.
+
+    Raises:
+        PlanError: the planner returned something that is not a plan.
+    """
+    found: dict[object, tuple[Lattice, Choice]] = {}
+    plans = []
+    for tensor, halves in sorted(needed.items()):
+        labels, width = tensors[tensor].labels, tensors[tensor].width
+        key = (labels, width, frozenset(halves))
+        if key not in found:
+            lattice = build_lattice(halves, labels, width, objective)
+            found[key] = lattice, checked(lattice, planner.choose(lattice))
+        plans.append(LatticePlan(kind, tensor, tensors[tensor].path, *found[key]))
+    return tuple(plans)

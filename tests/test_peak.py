@@ -1,0 +1,96 @@
+"""The peak memory of a plan against what a forward pass really holds.
+
+In: layers and large batches, so that weights and small change do not count. The one thing to know:
+storages are followed one by one from the operation that makes them to the moment they are freed.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import symcompile as sc
+from symcompile.spec import flatten_like, parse_spec, unflatten
+from tests.backend_cases import inputs
+
+BATCH = 32
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the storages that are alive, and the most there ever were."""
+
+    def __init__(self, given):
+        super().__init__()
+        self.known = {}
+        self.live = self.peak = 0
+        for tensor in given:
+            self.follow(tensor)
+
+    def follow(self, tensor):
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self.known:
+            size = storage.nbytes()
+            self.known[key] = weakref.finalize(storage, self.free, key, size)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+
+    def free(self, key, size):
+        del self.known[key]
+        self.live -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.follow(leaf)
+        return result
+
+
+def measured_peak(layer, spec, sizes, channels):
+    tree = inputs(spec, channels, (BATCH,), sizes, dtype=np.float32)
+    parsed = parse_spec(spec)
+    leaves = [torch.from_numpy(leaf) for leaf in flatten_like(parsed, tree)]
+    x = unflatten(parsed, leaves)
+    gc.collect()
+    with torch.no_grad(), Live(leaves) as live:
+        y = layer(x)
+    del y
+    return live.peak / BATCH
+
+
+CASES = [
+    ({"w": (0, 0)}, {0: 20}),
+    ({"w": (0, 0, 0)}, {0: 10}),
+    ({"k": (0, 1), "b": (1,)}, {0: 30, 1: 20}),
+    ({"a": (0, 1), "b": (1, 2), "c": (2,)}, {0: 12, 1: 16, 2: 10}),
+    ({"w": ("b", "a", "b"), "s": ()}, {"a": 8, "b": 10}),
+    ([(0, 0), (0, 1)], {0: 16, 1: 12}),
+]
+
+
+@pytest.mark.parametrize("channels", [(4, 4), (1, 16), (16, 2)])
+@pytest.mark.parametrize(("spec", "sizes"), CASES, ids=str)
+def test_the_peak_is_within_a_fifth_of_what_was_measured(spec, sizes, channels):
+    layer = sc.compile(
+        spec, sizes=sizes, in_channels=channels[0], out_channels=channels[1], dtype="float32"
+    )
+    measured = measured_peak(layer, spec, sizes, channels[0])
+    assert layer.plan.planned.peak == pytest.approx(measured, rel=0.2)
+
+
+def test_the_meter_sees_what_is_held_and_what_is_let_go():
+    with Live([]) as live:
+        one = torch.zeros(1000)
+        two = one + 1
+        del one
+        three = two + 1
+        del two, three
+    assert live.peak == 8000
+    assert live.live == 0
