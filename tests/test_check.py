@@ -404,3 +404,13 @@ def test_agreement_refuses_arguments_that_mean_nothing() -> None:
         sc.check_backends((0,), backends=[])
     with pytest.raises(sc.OptionError, match="backends= and plans="):
         sc.check_backends((0,), backend="numpy")
+
+
+def test_equivariance_says_when_nothing_was_permuted():
+    layer = sc.compile({"w": (0, 1)}, in_channels=1, out_channels=1, backend="numpy")
+    report = sc.check_equivariance(layer, sizes={0: 1, 1: 1})
+    assert report.permuted == ()
+    assert "nothing was permuted" in str(report)
+    report = sc.check_equivariance(layer, sizes={0: 1, 1: 3})
+    assert report.permuted == (1,)
+    assert str(report).startswith("equivariant")

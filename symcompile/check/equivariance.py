@@ -67,6 +67,7 @@ class EquivarianceReport:
         trials: how many (input, permutation) pairs were tried.
         worst_path: the output where the relative error was largest.
         dtype: of the outputs.
+        permuted: the labels that were permuted; one of size 1 never is.
     """
 
     max_error: float
@@ -76,8 +77,14 @@ class EquivarianceReport:
     trials: int
     worst_path: Path
     dtype: str
+    permuted: tuple[Label, ...]
 
     def __str__(self) -> str:
+        if not self.permuted:
+            return (
+                "nothing was permuted, since every label has size 1: the check says nothing; "
+                "give larger sizes"
+            )
         return (
             f"equivariant: largest error {self.max_error:.2g}, relative {self.relative:.2g} "
             f"(tolerance {self.tolerance:.2g}, {self.dtype}) at y{format_path(self.worst_path)}, "
@@ -167,6 +174,7 @@ def check_equivariance(
         trials * len(batch_shapes),
         worst.worst_path,
         worst.dtype,
+        worst.permuted,
     )
 
 
@@ -247,7 +255,8 @@ def _trial(
     if not relative <= allowed:
         label = _culprit(subject, run, x, y, sizes, permutations)
         raise CheckError(_message(path, label, error, scale, allowed, sizes, batch, kind.name))
-    return EquivarianceReport(error, scale, relative, allowed, 1, path, y[0].dtype.name)
+    permuted = tuple(label for label, size in sizes.items() if size > 1)
+    return EquivarianceReport(error, scale, relative, allowed, 1, path, y[0].dtype.name, permuted)
 
 
 def _errors(
