@@ -16,6 +16,8 @@ import typer
 from typer.core import TyperGroup
 
 from symcompile import __version__
+from symcompile.cli.bench import HELP as _BENCH_HELP
+from symcompile.cli.bench import bench
 from symcompile.cli.request import Request, read_request
 from symcompile.cli.show import console, escaped, say
 from symcompile.errors import BackendError, CheckError, OptionError, SymcompileError
@@ -88,7 +90,8 @@ def _version(wanted: bool) -> None:
     "source.\n\n\b\n"
     "  symcompile explain spec.yaml\n"
     "  symcompile compile spec.yaml --backend torch --out-channels 16 -o layer.py\n"
-    "  symcompile check spec.yaml --backend all\n\n"
+    "  symcompile check spec.yaml --backend all\n"
+    "  symcompile bench --quick\n\n"
     "`symcompile COMMAND --help` shows a command's options and the format of a spec file."
 )
 def _root(
@@ -241,3 +244,6 @@ for _name, _command, _help, _short in (
     ("check", _check, _CHECK_HELP, "Compile a spec and test the layer."),
 ):
     app.command(_name, help=_help, short_help=_short)(_layer_command(_command))
+app.command("bench", help=_BENCH_HELP, short_help="Time backends against each other and peers.")(
+    bench
+)

@@ -18,7 +18,7 @@ import typer
 from symcompile.errors import OptionError, ShapeError, SymcompileError
 from symcompile.spec.types import Label, Perm, PermSpec, format_axis, format_label, format_path
 
-__all__ = ["Request", "read_request"]
+__all__ = ["Request", "label_sizes", "named_tree", "read_request"]
 
 _DECIMAL = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
@@ -99,15 +99,15 @@ def read_request(
     from symcompile.spec import load_spec
 
     source = load_spec(spec)
-    target = None if out_spec is None else _named("--out-spec", out_spec)
+    target = None if out_spec is None else named_tree("--out-spec", out_spec)
     options: dict[str, Any] = {
         "in_channels": _channels("--in-channels", in_channels),
         "out_channels": _channels("--out-channels", out_channels),
-        "shapes": None if shapes is None else _named("--shapes", shapes).to_python(),
+        "shapes": None if shapes is None else named_tree("--shapes", shapes).to_python(),
         "out_shapes": (
-            None if out_shapes is None else _named("--out-shapes", out_shapes).to_python()
+            None if out_shapes is None else named_tree("--out-shapes", out_shapes).to_python()
         ),
-        "sizes": _sizes(size or [], [*source.labels, *(target.labels if target else ())]),
+        "sizes": label_sizes(size or [], [*source.labels, *(target.labels if target else ())]),
         "bias": not no_bias,
         "reduce": reduce,
         "optimize": False if optimize.lower() in ("false", "none", "off") else optimize,
@@ -120,7 +120,7 @@ def read_request(
     return Request(spec, source, target, options)
 
 
-def _named(option: str, path: Path) -> PermSpec:
+def named_tree(option: str, path: Path) -> PermSpec:
     """The tree in a file; messages say for which option it was read."""
     from symcompile.spec import load_spec
 
@@ -140,7 +140,7 @@ def _channels(option: str, text: str) -> Any:
         )
     from symcompile.spec import unflatten
 
-    tree = _named(option, Path(text))
+    tree = named_tree(option, Path(text))
     counts = []
     for leaf in tree.leaves:
         match leaf.axes:
@@ -155,7 +155,7 @@ def _channels(option: str, text: str) -> Any:
     return unflatten(tree, counts)
 
 
-def _sizes(pairs: list[str], labels: list[Label]) -> dict[Label, int] | None:
+def label_sizes(pairs: list[str], labels: list[Label]) -> dict[Label, int] | None:
     """`LABEL=N` pairs; 0 is the int 0 where the spec has that label, else the string."""
     # A spec never holds both 0 and "0": the parser refuses labels that look alike.
     known = {str(label): label for label in labels}

@@ -1,0 +1,149 @@
+"""The parent's end of a contestant's process.
+
+In: a job. Out: answers to commands. Every contestant has a process of its own with the same number
+of threads on the same cores, and empty compilation caches.
+
+The one thing to know: a process that dies, hangs or answers nonsense is an answer too, never an
+exception.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from symcompile.bench.subject import Setting
+
+__all__ = ["Child", "cpus_for", "environment"]
+
+
+def cpus_for(threads: int) -> list[int]:
+    """The cores that every contestant is pinned to; empty where pinning is not possible."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    return sorted(os.sched_getaffinity(0))[:threads]
+
+
+def environment(setting: Setting, caches: str) -> dict[str, str]:
+    """Environment of a contestant: threads, device, empty caches."""
+    threads = str(setting.threads)
+    names = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM")
+    own = {f"{name}_NUM_THREADS": threads for name in names}
+    own |= {
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true",
+        "NPROC": threads,  # XLA's thread pools on CPU
+        "JAX_PLATFORMS": "cpu" if setting.device == "cpu" else "cuda,cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor",
+        "TORCHINDUCTOR_COMPILE_THREADS": threads,
+        "TRITON_CACHE_DIR": f"{caches}/triton",
+        # Answers are UTF-8 whatever the locale; and a child finds what its parent found.
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    return {**os.environ, **own}
+
+
+class Child:
+    """A process that builds one contestant, or calibrates, and then obeys."""
+
+    def __init__(self, job: Mapping[str, Any], setting: Setting) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="symcompile-bench-")
+        self._log = Path(self._folder.name) / "stderr"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "symcompile.bench.child"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment(setting, self._folder.name),
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,  # so that compilers it starts end with it
+            )
+        self._answers: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._job = {"setting": _plain(setting), "cpus": cpus_for(setting.threads), **job}
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start(self, limit: float) -> dict[str, Any]:
+        """Build it, within `limit` seconds."""
+        return self.ask(self._job, limit)
+
+    def ask(self, command: Mapping[str, Any], limit: float) -> dict[str, Any]:
+        """The answer to a command; its "status" is "ok" or as in `records.Measurement`."""
+        start = monotonic()
+        try:
+            assert self._process.stdin is not None, "made with a pipe"
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+            line = self._answers.get(timeout=limit)
+            answer: dict[str, Any] = json.loads(line)
+        except queue.Empty:
+            self.close()
+            return {"status": "late", "reason": f"no answer within {monotonic() - start:.0f} s"}
+        except (OSError, ValueError):
+            return {"status": "failed", "reason": self._epitaph()}
+        return answer
+
+    def close(self) -> None:
+        """End the process and everything it started."""
+        if hasattr(os, "killpg"):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        else:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            # What was not yet written has nowhere to go.
+            with suppress(OSError):
+                stream.close() if stream is not None else None
+        self._reader.join(timeout=5)
+        with suppress(OSError):
+            self._folder.cleanup()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None, "made with a pipe"
+        with suppress(ValueError, OSError):  # closed meanwhile
+            for line in self._process.stdout:
+                self._answers.put(line)
+        self._answers.put("")  # the end: no JSON
+
+    def _epitaph(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+        code = self._process.returncode
+        told = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = f": {told[-1][:200]}" if told else ""
+        if code is not None and code < 0:
+            with suppress(ValueError):
+                return f"the process was ended by {signal.Signals(-code).name}{last}"
+        return f"the process ended with exit code {code}{last}"
+
+
+def _plain(setting: Setting) -> dict[str, Any]:
+    return {"device": setting.device, "dtype": setting.dtype, "threads": setting.threads}

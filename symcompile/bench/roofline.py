@@ -1,0 +1,139 @@
+"""How fast the machine could be: a floor for the time of a layer.
+
+In: a workload; a device. Out: the bytes and operations no implementation can do without, and the
+bandwidth and matmul rate that the device reaches in this very run.
+
+The one thing to know: floor = max(bytes / bandwidth, operations / rate). Bytes: inputs and weights
+read once, outputs written once; training also reads the cotangents and writes all gradients.
+Operations: the channel mixes at propagating size (a multiply-add is two), three times in training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from symcompile.bench.subject import Setting, Unsuited
+from symcompile.bench.workloads import Workload
+
+__all__ = ["Floor", "Rates", "calibrate", "floor_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What a layer cannot do without: bytes moved and operations."""
+
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a device reaches.
+
+    Attributes:
+        bandwidth: bytes per second, read and written, of a copy larger than caches.
+        flops: operations per second of a large matrix product.
+    """
+
+    bandwidth: float
+    flops: float
+
+    def seconds(self, floor: Floor) -> float:
+        """The least time for that work.
+
+        >>> Rates(bandwidth=1e9, flops=1e12).seconds(Floor(bytes=2_000_000, flops=1_000))
+        0.002
+        """
+        return max(floor.bytes / self.bandwidth, floor.flops / self.flops)
+
+
+def floor_of(workload: Workload, itemsize: int, *, train: bool = False) -> Floor:
+    """The floor of a forward pass, or of a forward and backward pass."""
+    schema = workload.schema
+    sizes = dict(workload.spec.sizes)
+    weights = sum(prod(weight.shape) for weight in schema.weights)
+    flops = sum(
+        2 * workload.batch * prod(sizes[label] for label in weight.signature) * prod(weight.shape)
+        for weight in schema.weights
+        if weight.rows
+    )
+    tensors = 2 * workload.entries
+    if train:
+        return Floor((2 * tensors + 2 * weights) * itemsize, 3 * flops)
+    return Floor((tensors + weights) * itemsize, flops)
+
+
+def calibrate(setting: Setting, *, copied: int = 1 << 28, side: int = 2048) -> dict[str, Any]:
+    """Bandwidth and matmul rate, by torch where it is installed, else by NumPy.
+
+    Args:
+        copied: bytes of the array that is copied.
+        side: rows and columns of the matrices.
+
+    Raises:
+        Unsuited: there is no such device.
+    """
+    try:
+        copy, multiply, done = _torch_actions(setting, copied, side)
+    except ImportError:
+        if setting.device != "cpu":
+            raise Unsuited(
+                "a CUDA device is calibrated with torch, which is not installed"
+            ) from None
+        copy, multiply, done = _numpy_actions(setting, copied, side)
+    return {
+        "bandwidth": 2 * copied / _best(copy, done),
+        "flops": 2 * side**3 / _best(multiply, done),
+    }
+
+
+def _torch_actions(setting: Setting, copied: int, side: int) -> Any:
+    import torch
+
+    from symcompile.bench.torch_subject import prepare
+
+    device = prepare(setting)
+    source = torch.ones(copied, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    matrix = torch.ones((side, side), dtype=getattr(torch, setting.dtype), device=device)
+    product = torch.zeros_like(matrix)
+
+    def done() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return (
+        lambda: target.copy_(source),
+        lambda: torch.mm(matrix, matrix, out=product),
+        done,
+    )
+
+
+def _numpy_actions(setting: Setting, copied: int, side: int) -> Any:
+    from symcompile.check.draw import dtype_of
+
+    source = np.ones(copied, np.uint8)
+    target = np.zeros_like(source)
+    matrix = np.ones((side, side), dtype_of(setting.dtype))
+    product = np.zeros_like(matrix)
+    return (
+        lambda: np.copyto(target, source),
+        lambda: np.matmul(matrix, matrix, out=product),
+        lambda: None,
+    )
+
+
+def _best(action: Any, done: Any, repeats: int = 7) -> float:
+    """Seconds of the fastest of a few: the limit is what the device can do at its best."""
+    times = []
+    for _ in range(repeats + 2):
+        start = perf_counter()
+        action()
+        done()
+        times.append(perf_counter() - start)
+    return min(times)

@@ -1,0 +1,113 @@
+"""Contestants on PyTorch: a module called on a tree, eagerly or compiled.
+
+In: a function that builds an `nn.Module`. Out: a `Subject`. Imports torch, so only child processes
+import this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from symcompile.bench.subject import Arrays, Setting, Subject, Unsuited
+
+__all__ = ["prepare", "torch_subject"]
+
+
+def prepare(setting: Setting) -> torch.device:
+    """Pin threads and precision; the device.
+
+    Raises:
+        Unsuited: torch sees no such device.
+    """
+    torch.set_num_threads(setting.threads)
+    # Every contestant multiplies in full precision: TF32 would be a different layer.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    if setting.device == "cuda" and not torch.cuda.is_available():
+        raise Unsuited("torch sees no CUDA device")
+    return torch.device(setting.device)
+
+
+def torch_subject(
+    module: torch.nn.Module,
+    setting: Setting,
+    *,
+    pack: Callable[[list[torch.Tensor]], Any],
+    unpack: Callable[[Any], list[torch.Tensor]],
+    stages: Mapping[str, float],
+    versions: Mapping[str, str] | None = None,
+    compiled: bool = False,
+    layout_in: Callable[[int, torch.Tensor], torch.Tensor] = lambda place, tensor: tensor,
+    layout_out: Callable[[int, torch.Tensor], torch.Tensor] = lambda place, tensor: tensor,
+) -> Subject:
+    """A module as a contestant.
+
+    Args:
+        module: maps what `pack` makes to what `unpack` takes apart; on its device already.
+        pack, unpack: from tensors in canonical order to the module's argument, and from its
+            result to tensors in canonical order; they must not copy.
+        layout_in, layout_out: of one tensor, from the canonical layout to the module's and back.
+        compiled: run it through `torch.compile`.
+    """
+    device = torch.device(setting.device)
+    call: Callable[[Any], Any] = torch.compile(module) if compiled else module
+    parameters = list(module.parameters())
+    on_cuda = device.type == "cuda"
+
+    def finish() -> None:
+        if on_cuda:
+            torch.cuda.synchronize()
+
+    def put(leaves: Arrays) -> list[torch.Tensor]:
+        return [
+            layout_in(place, _tensor(leaf)).contiguous().to(device)
+            for place, leaf in enumerate(leaves)
+        ]
+
+    def get(outputs: list[torch.Tensor]) -> list[np.ndarray[Any, Any]]:
+        return [
+            layout_out(place, output.detach().cpu()).float().numpy()
+            if output.dtype in (torch.bfloat16, torch.float16)
+            else layout_out(place, output.detach().cpu()).numpy()
+            for place, output in enumerate(outputs)
+        ]
+
+    def forward(x: list[torch.Tensor]) -> list[torch.Tensor]:
+        with torch.no_grad():
+            outputs = unpack(call(pack(x)))
+        finish()
+        return outputs
+
+    def train(x: list[torch.Tensor], cotangent: list[torch.Tensor]) -> Any:
+        leaves = [tensor.detach().requires_grad_() for tensor in x]
+        outputs = unpack(call(pack(leaves)))
+        # Some weights of a contestant may not reach any output.
+        gradients = torch.autograd.grad(
+            outputs, [*leaves, *parameters], cotangent, allow_unused=True
+        )
+        finish()
+        return [output.detach() for output in outputs], gradients
+
+    def allocated() -> tuple[int, int]:
+        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+
+    return Subject(
+        put,
+        get,
+        forward,
+        train,
+        stages,
+        {"torch": torch.__version__, **(versions or {})},
+        allocated if on_cuda else None,
+        torch.cuda.reset_peak_memory_stats if on_cuda else None,
+    )
+
+
+def _tensor(leaf: np.ndarray[Any, Any]) -> torch.Tensor:
+    if leaf.dtype.name == "bfloat16":
+        return torch.from_numpy(leaf.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(leaf)
