@@ -204,6 +204,7 @@ def test_stages_are_kept_when_asked_for():
         "share_reductions",
         "form_mixes",
         "sum_before_spread",
+        "sum_in_place",
         "schedule",
     ]
     assert kept.stages[-1][1] == kept.program

@@ -205,6 +205,9 @@ class _Jax:
         ends = [sum(widths[: k + 1]) for k in range(len(widths) - 1)]
         return f"jnp.split({value}, {wrapped([str(end) for end in ends])}, axis=-1)"
 
+    def anchors(self, values: Sequence[str]) -> list[str]:
+        return []  # nothing is ever in place
+
     def embed(self, request: Embedding) -> list[str]:
         groups = ", ".join(f"({axes}, {size})" for axes, size in request.equal)
         text = f"jnp.where(_equal({request.order}, {groups}), {request.place}, 0)"

@@ -192,6 +192,10 @@ class _Torch:
         sizes = str(widths[0]) if len(set(widths)) == 1 else wrapped([str(w) for w in widths])
         return f"{value}.split({sizes}, dim=-1)"
 
+    def anchors(self, values: Sequence[str]) -> list[str]:
+        # Batched wherever vmap batches the values.
+        return [f"{value}.new_zeros(())" for value in values]
+
     def embed(self, request: Embedding) -> list[str]:
         # In place on a view of the diagonals: several times faster than to make a whole array of
         # zeros and add it, forward and backward.

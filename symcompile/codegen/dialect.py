@@ -63,6 +63,9 @@ class Dialect(Protocol):
     def cast(self, value: str) -> str:
         """In the dtype of the computation, `dtype`."""
 
+    def anchors(self, values: Sequence[str]) -> list[str]:
+        """Zeros made from `values`, where sums in place need them; see `ir.accumulate`."""
+
     def copy(self, value: str) -> str:
         """A new array, where arrays can be changed in place; else the value."""
 

@@ -8,9 +8,13 @@ would be the sum of all its intermediate values.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Collection, Sequence
 
 __all__ = ["free_early"]
+
+_LINE = 84
+"""Longest list of names in one statement."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -32,8 +36,9 @@ def free_early(statements: Sequence[str], names: Collection[str], result: str) -
     for number, statement in enumerate(statements):
         lines.append(statement)
         dead = sorted(n for n in names if last.get(n) == number and n not in kept)
-        if dead and number < len(statements) - 1:
-            lines.append(f"del {', '.join(dead)}")
+        if number < len(statements) - 1:
+            for names_of_line in textwrap.wrap(", ".join(dead), _LINE, break_long_words=False):
+                lines.append(f"del {names_of_line.rstrip(',')}")
     return lines
 
 

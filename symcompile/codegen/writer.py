@@ -18,6 +18,7 @@ from symcompile.codegen.layout import Layout, one_move, wrapped
 from symcompile.codegen.lifetime import free_early
 from symcompile.diagrams.partitions import Blocks
 from symcompile.ir import (
+    Accumulation,
     Add,
     Broadcast,
     Concat,
@@ -31,6 +32,7 @@ from symcompile.ir import (
     Reduce,
     Slice,
     Transpose,
+    accumulations,
     sources_of,
     types_of,
 )
@@ -107,10 +109,11 @@ class _Writer:
         self.lines: list[str] = []
         self.values: list[_Value] = []
         self.sources = sources_of(self.program)
+        self.accumulations = accumulations(self.program)
+        self.bases = {accumulation.base for accumulation in self.accumulations.values()}
         self.pieces: dict[int, str] = {}  # slices that a split has named already
         self.current = 0  # the op being written
-        self.large: set[str] = set()  # names of values of the highest order
-        self.order = max((len(kind.labels) for kind in self.types), default=0)
+        self.large: set[str] = set()  # names of values with more than one index axis
         self.users: list[list[int]] = [[] for _ in self.program.ops]
         for number, op in enumerate(self.program.ops):
             for arg in op.args:
@@ -181,7 +184,7 @@ class _Writer:
     def _new(self, name: str) -> str:
         """A name for something the current op makes."""
         name = self.namer(name)
-        if self.order > 1 and len(self.types[self.current].labels) == self.order:
+        if len(self.types[self.current].labels) > 1:
             self.large.add(name)
         return name
 
@@ -268,20 +271,13 @@ class _Writer:
         return self._assign(name, text, _Value("", wide=wide))
 
     def _mix(self, number: int, op: Mix) -> _Value:
+        if number in self.bases:
+            return _Value("", fresh=True)  # written by the sum that is accumulated into it
         (arg,) = op.args
         source, feature = self.values[arg], self.program.ops[arg]
-        shape = self.shapes[op.weight]
-        weight = op.weight
+        weight = self._weight(op)
         inner = self._narrow(source.text, source)
-        cols = "" if op.cols == (0, shape[-1]) else f"{op.cols[0]}:{op.cols[1]}"
-        if not source.text:
-            text = f"{weight}[{cols}]" if cols else weight
-        elif len(shape) == 1:
-            text = f"{inner} @ {weight}[None, {cols or ':'}]"
-        elif cols or op.rows != (0, shape[0]):
-            text = f"{inner} @ {weight}[{op.rows[0]}:{op.rows[1]}, {cols or ':'}]"
-        else:
-            text = f"{inner} @ {weight}"
+        text = f"{inner} @ {weight}" if source.text else weight
         slices = self._tiling(number)
         if slices:
             while isinstance(feature, Mix):  # the first factor of a mix of low rank
@@ -300,11 +296,23 @@ class _Writer:
             self._split(text, slices)
             return _Value("", source.lazy)
         if not source.text:
-            return _Value(text, shared=True, stem=weight)
+            return _Value(text, shared=True, stem=op.weight)
         name = f"to_{self._destination(number)}"
         if all(isinstance(self.program.ops[user], Mix) for user in self.users[number]):
             name = f"hidden_{'_'.join(map(str, self.types[number].labels))}"
         return self._assign(name, text, _Value("", source.lazy))
+
+    def _weight(self, op: Mix) -> str:
+        """The rows and columns of a weight that a mix reads."""
+        shape = self.shapes[op.weight]
+        cols = "" if op.cols == (0, shape[-1]) else f"{op.cols[0]}:{op.cols[1]}"
+        if not self.values[op.args[0]].text:
+            return f"{op.weight}[{cols}]" if cols else op.weight
+        if len(shape) == 1:
+            return f"{op.weight}[None, {cols or ':'}]"
+        if cols or op.rows != (0, shape[0]):
+            return f"{op.weight}[{op.rows[0]}:{op.rows[1]}, {cols or ':'}]"
+        return op.weight
 
     def _split(self, text: str, slices: Sequence[int]) -> None:
         """Name all slices of a value at once: one op backward instead of one per slice."""
@@ -330,7 +338,10 @@ class _Writer:
         plain = [arg for arg in op.args if arg not in embeds]
         name = f"sum_{self._destination(number)}"
         total, sources = None, 0
-        if plain:
+        if number in self.accumulations:
+            total = self._accumulate(self.accumulations[number], plain, name)
+            sources = -1  # the anchors cover everything
+        elif plain:
             values = [self.values[arg] for arg in plain]
             lazy = frozenset.intersection(*(value.lazy for value in values))
             for arg in plain:
@@ -356,6 +367,24 @@ class _Writer:
         if slices:
             self._split(total.text, slices)
         return total
+
+    def _accumulate(self, accumulation: Accumulation, plain: list[int], name: str) -> _Value:
+        """Write the mix that is the base of a sum, and add all other plain terms to it."""
+        op = self.program.ops[accumulation.base]
+        assert isinstance(op, Mix), "a base is a mix"
+        source = self.values[op.args[0]]
+        anchors = [self.values[arg].text for arg in accumulation.anchors]
+        weight, zeros = self._weight(op), self.dialect.anchors(anchors)
+        if zeros:
+            anchored = self.namer(f"{op.weight}_anchored")
+            self.lines.append(_sum(anchored, [weight, *zeros]))
+            weight = anchored
+        target = self._new(name)
+        self.lines.append(f"{target} = {self._narrow(source.text, source)} @ {weight}")
+        self.lines += [
+            f"{target} += {self.values[arg].text}" for arg in plain if arg != accumulation.base
+        ]
+        return _Value(target, fresh=True, stem=target)
 
     def _total_of(self, number: int) -> int | None:
         """The sum that an embedding is written straight into, if there is one."""

@@ -46,7 +46,9 @@ def footprint(program: Program, sizes: Mapping[Label, int]) -> Footprint:
     made: list[int] = []
     transient: list[int] = []
     reads: list[frozenset[int]] = []
-    storage: list[int | None] = []  # the op that made where a value lives; None for the caller's
+    # The ops that made where a value lives: none for the caller's arrays, several for a stack that
+    # is not written before it is read.
+    storage: list[frozenset[int]] = []
     held = 0
     for number, op in enumerate(program.ops):
         new, extra = accountant.storage_of(number)
@@ -55,16 +57,21 @@ def footprint(program: Program, sizes: Mapping[Label, int]) -> Footprint:
         if isinstance(op, Input):
             kind = accountant.types[number]
             held += prod(sizes[label] for label in kind.labels) * kind.width
-        sources = (storage[arg] for arg in op.args)
-        reads.append(frozenset(source for source in sources if source is not None))
-        storage.append(number if new.terms else storage[op.args[0]] if op.args else None)
-    kept = {storage[number] for number, op in enumerate(program.ops) if isinstance(op, Output)}
+        sources = frozenset().union(*(storage[arg] for arg in op.args))
+        deferred = number in accountant.deferred
+        reads.append(frozenset() if deferred else sources)
+        if new.terms:
+            storage.append(frozenset([number]))
+        else:
+            storage.append(sources if deferred or not op.args else storage[op.args[0]])
+    outputs = [number for number, op in enumerate(program.ops) if isinstance(op, Output)]
+    kept = frozenset().union(*(storage[number] for number in outputs))
     return Footprint(
         tuple(made),
         tuple(transient),
         tuple(reads),
         held,
-        frozenset(source for source in kept if source is not None),
+        kept,
     )
 
 

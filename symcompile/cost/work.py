@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from symcompile.cost.layout import layouts_of, moves_on_the_way_in, moves_on_the_way_out
 from symcompile.cost.polynomial import Polynomial
 from symcompile.ir import (
+    Accumulation,
     Add,
     Broadcast,
     Concat,
@@ -29,6 +30,7 @@ from symcompile.ir import (
     Reduce,
     Slice,
     Transpose,
+    accumulations,
     lazy_axes,
     sources_of,
     types_of,
@@ -91,10 +93,22 @@ class Accountant:
         self.lazy = lazy_axes(program)
         self.layouts = layouts_of(program, [len(kind.labels) for kind in self.types], self.lazy)
         self.sources = sources_of(program)
+        self.accumulations = accumulations(program)
         self.readers: list[list[int]] = [[] for _ in program.ops]
         for number, op in enumerate(program.ops):
             for arg in op.args:
                 self.readers[arg].append(number)
+        # Mixes that a sum is accumulated into are written by the sum, with the stack they read.
+        bases = [accumulation.base for accumulation in self.accumulations.values()]
+        stacks = [program.ops[base].args[0] for base in bases]
+        self.deferred = {
+            *bases,
+            *(
+                k
+                for k in stacks
+                if isinstance(program.ops[k], Concat) and len(self.readers[k]) == 1
+            ),
+        }
         self.fresh: list[bool] = []  # a new array that nothing else reads
         self.shared: list[bool] = []  # a view of an array with other views
         for number, op in enumerate(program.ops):
@@ -116,6 +130,8 @@ class Accountant:
             case Reduce(args=(arg,)):
                 lazy = self.program.reduce == "sum" and self.lazy[arg]
                 return self._extent(number), self._whole(arg) if lazy else _NOTHING
+            case Concat() | Mix() if number in self.deferred:
+                return _NOTHING, _NOTHING  # written by the sum that is accumulated into the mix
             case Concat():
                 copies = [self._whole(arg) for arg in op.args if self.lazy[arg]]
                 return self._whole(number), Polynomial.sum(copies)
@@ -236,6 +252,8 @@ class Accountant:
 
     def _add(self, number: int, op: Add) -> Work:
         embeds, plain = self._summands(number, op)
+        if number in self.accumulations:
+            return self._accumulate(number, self.accumulations[number], embeds, plain)
         parts: list[Work] = []
         lazy = frozenset(range(len(self.types[number].labels)))
         sources = 0
@@ -262,7 +280,28 @@ class Accountant:
             owned = True
         return total_work(parts)
 
+    def _accumulate(
+        self, number: int, accumulation: Accumulation, embeds: list[int], plain: list[int]
+    ) -> Work:
+        """Sums in place: the matmul itself is the mix's."""
+        op = self.program.ops[accumulation.base]
+        assert isinstance(op, Mix), "a base is a mix"
+        one, whole = Polynomial.of(()), self._whole(number)
+        weight = one * ((op.rows[1] - op.rows[0]) * (op.cols[1] - op.cols[0]))
+        anchor = Work(weight + one, weight + one, weight, 2)
+        terms = [
+            Work(whole + self._extent(arg), whole, whole, 1)
+            for arg in plain
+            if arg != accumulation.base
+        ]
+        diagonals = [self._onto_diagonal(self.program.ops[arg].args[0]) for arg in embeds]
+        return total_work([anchor * len(accumulation.anchors), *terms, *diagonals])
+
     def _sum_storage(self, number: int, op: Add) -> tuple[Polynomial, Polynomial]:
+        if number in self.accumulations:
+            arg = self.program.ops[self.accumulations[number].base].args[0]
+            stacked = arg in self.deferred or not self.layouts[arg].in_rows
+            return self._whole(number), self._extent(arg) if stacked else _NOTHING
         embeds, plain = self._summands(number, op)
         whole = self._whole(number)
         lazies = [self.lazy[arg] for arg in plain]

@@ -4,6 +4,7 @@ In: what `symcompile.lower` builds. Out: the same program printed, parsed, verif
 symbolically to the diagrams it computes (`diagrams_of`).
 """
 
+from symcompile.ir.accumulate import Accumulation, accumulations
 from symcompile.ir.builder import Builder
 from symcompile.ir.extent import lazy_axes
 from symcompile.ir.meaning import Term, diagrams_of
@@ -28,6 +29,7 @@ from symcompile.ir.text import parse_program, print_program
 from symcompile.ir.types import Tensor, Type
 
 __all__ = [
+    "Accumulation",
     "Add",
     "Broadcast",
     "Builder",
@@ -46,6 +48,7 @@ __all__ = [
     "Term",
     "Transpose",
     "Type",
+    "accumulations",
     "diagrams_of",
     "lazy_axes",
     "parse_program",

@@ -43,6 +43,8 @@ class Program:
         weights: (name, shape) of every weight, in the canonical schema.
         sizes: known label sizes.
         reduce: "mean" or "sum", what every `reduce` op does.
+        in_place: True if large sums are accumulated into the product of a mix, where they can be
+            (`accumulations`).
     """
 
     ops: tuple[Op, ...]
@@ -51,6 +53,7 @@ class Program:
     weights: tuple[tuple[str, tuple[int, ...]], ...]
     sizes: tuple[tuple[Label, int], ...] = ()
     reduce: str = "mean"
+    in_place: bool = False
 
     def __str__(self) -> str:
         from symcompile.ir.text import print_program

@@ -24,7 +24,8 @@ __all__ = ["format_axes", "format_type", "parse_program", "print_program"]
 
 def print_program(program: Program) -> str:
     """The program's text: a header of tensors and weights, then one op per line."""
-    lines = [f"program(reduce={program.reduce!r}, sizes={program.sizes!r})"]
+    facts = [f"{name}={getattr(program, name)!r}" for name in ("reduce", "sizes", "in_place")]
+    lines = [f"program({', '.join(facts)})"]
     for kind, tensors in (("input", program.inputs), ("output", program.outputs)):
         lines += [
             f"{kind}(path={t.path!r}, axes={_axes_literal(t.axes)!r}, channels={t.channels!r})"
@@ -62,7 +63,11 @@ def parse_program(text: str) -> Program:
                     raise ValueError(f"expected v{len(ops)}, found {target}")
                 ops.append(OPS[name](args, **values))
             elif name == "program":
-                header = {"reduce": str(values["reduce"]), "sizes": tuple(values["sizes"])}
+                header = {
+                    "reduce": str(values["reduce"]),
+                    "sizes": tuple(values["sizes"]),
+                    "in_place": bool(values.get("in_place", False)),
+                }
             elif name == "weight":
                 weights.append((str(values["name"]), tuple(values["shape"])))
             else:
@@ -81,6 +86,7 @@ def parse_program(text: str) -> Program:
         tuple(weights),
         header.get("sizes", ()),
         header.get("reduce", "mean"),
+        header.get("in_place", False),
     )
 
 

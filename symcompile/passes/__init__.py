@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from symcompile.cost.objective import Objective
 from symcompile.errors import PlanError, ProgramError
@@ -31,6 +31,7 @@ __all__ = [
     "share_equal",
     "share_reductions",
     "sum_before_spread",
+    "sum_in_place",
 ]
 
 Pass = Callable[[Program], Program]
@@ -85,6 +86,7 @@ def optimize(
     spreads = plan_lattices("spread", landed, program.outputs, planner, objective)
     targets = {plan.tensor: plan.parents for plan in spreads}
     run.apply(lambda stage: sum_before_spread(stage, targets), "sum_before_spread")
+    run.apply(sum_in_place)
     schedule = plan_schedule(run.program, objective)
     if memory_limit is not None and schedule.peak * objective.itemsize > memory_limit:
         least = "the least possible" if schedule.exact else "the least found"
@@ -95,6 +97,11 @@ def optimize(
         )
     run.apply(lambda stage: reorder(stage, schedule.order), "schedule")
     return Optimized(tuple(run.stages), reductions, spreads, mixes, schedule)
+
+
+def sum_in_place(program: Program) -> Program:
+    """Let large sums be accumulated into the product of a mix; see `ir.accumulate`."""
+    return replace(program, in_place=True)
 
 
 class _Run:

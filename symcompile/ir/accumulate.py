@@ -1,0 +1,81 @@
+"""Which sums are accumulated into the product of a mix.
+
+In: a Program. Out: for each such sum the mix whose result it is accumulated into, and the terms
+that anchor it. A fresh array costs about as much as the arithmetic that fills it, so of a large sum
+only one operand should ever be allocated.
+
+The one thing to know: under vmap a term may have a batch axis that the product lacks, and then a
+sum in place would not fit. So a zero made from each such term, the anchors, is added to the weight
+of the mix: then the product depends on everything that is added to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from symcompile.ir.extent import lazy_axes
+from symcompile.ir.ops import Add, Broadcast, Const, Embed, Mix
+from symcompile.ir.program import Program, types_of
+from symcompile.ir.sources import sources_of
+
+__all__ = ["MOST_ANCHORS", "Accumulation", "accumulations"]
+
+MOST_ANCHORS = 4
+"""Sums that would need more anchors than this are made anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulation:
+    """A sum in place.
+
+    Attributes:
+        base: the mix whose product is added to.
+        anchors: the values a zero is made from.
+    """
+
+    base: int
+    anchors: tuple[int, ...]
+
+
+def accumulations(program: Program) -> dict[int, Accumulation]:
+    """By number of the sum; none unless the program is `in_place`.
+
+    Sums over fewer than two index axes are too small to matter.
+    """
+    if not program.in_place:
+        return {}
+    types, lazy, sources = types_of(program), lazy_axes(program), sources_of(program)
+    readers: list[list[int]] = [[] for _ in program.ops]
+    for number, op in enumerate(program.ops):
+        for arg in op.args:
+            readers[arg].append(number)
+    shapes = dict(program.weights)
+
+    def is_base(arg: int, total: int) -> bool:
+        op = program.ops[arg]
+        return (
+            isinstance(op, Mix)
+            and len(shapes[op.weight]) == 2
+            and not isinstance(program.ops[op.args[0]], Const)
+            and types[arg].batched
+            and not lazy[arg]
+            and readers[arg] == [total]
+        )
+
+    found: dict[int, Accumulation] = {}
+    for number, op in enumerate(program.ops):
+        if not isinstance(op, Add) or len(op.args) < 2 or len(types[number].labels) < 2:
+            continue
+        base = next((arg for arg in op.args if is_base(arg, number)), None)
+        if base is None:
+            continue
+        covered, anchors = sources[base], []
+        for arg in op.args:
+            if sources[arg] & ~covered:
+                covered |= sources[arg]
+                while isinstance(program.ops[arg], Broadcast | Embed):
+                    arg = program.ops[arg].args[0]
+                anchors.append(arg)
+        if len(anchors) <= MOST_ANCHORS:
+            found[number] = Accumulation(base, tuple(anchors))
+    return found

@@ -1,0 +1,71 @@
+"""Sums in place: which ones, what anchors them, and that vmap still works."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import symcompile as sc
+from symcompile.api import compile_spec
+from symcompile.ir import Add, Mix, accumulations
+
+MLP = {"k": (0, 1), "b": (1,)}
+FOUR = {"in_channels": 4, "out_channels": 4}
+
+
+def test_a_large_sum_is_accumulated_into_the_mix_that_reads_its_input_whole():
+    program = compile_spec(MLP, **FOUR).program
+    ((total, found),) = accumulations(program).items()
+    assert isinstance(program.ops[total], Add)
+    base = program.ops[found.base]
+    assert isinstance(base, Mix)
+    assert base.weight == "mix_0_1"
+    assert found.anchors  # row and column terms come from other weights
+
+
+def test_nothing_is_in_place_unless_the_program_says_so():
+    program = compile_spec(MLP, **FOUR).program
+    assert program.in_place
+    assert accumulations(replace(program, in_place=False)) == {}
+    assert not compile_spec(MLP, **FOUR, optimize=False).program.in_place
+
+
+def test_a_mix_that_something_else_reads_is_left_alone():
+    # One mix makes both outputs, so neither may be summed into it.
+    program = compile_spec({"x": (0, 1)}, {"y": (0, 1), "z": (0, 1)}, **FOUR).program
+    assert accumulations(program) == {}
+
+
+def test_one_array_of_full_size_is_made_for_an_output():
+    source = sc.compile(MLP, **FOUR).source
+    assert source.count(" += ") == 2
+
+
+@pytest.mark.parametrize("batched", ["k", "b", "mix_0_1", "mix_1", "mix_scalar", "bias"])
+def test_vmap_over_any_one_input_or_weight_alone(batched):
+    torch = pytest.importorskip("torch")
+    layer = sc.compile(MLP, **FOUR, dtype="float64")
+    rng = np.random.default_rng(0)
+    weights = {
+        name: torch.from_numpy(rng.standard_normal(shape))
+        for name, shape in layer.compiled.shapes.items()
+    }
+    x = {
+        "k": torch.from_numpy(rng.standard_normal((3, 5, 4))),
+        "b": torch.from_numpy(rng.standard_normal((5, 4))),
+    }
+    everything = weights | x
+    many = torch.stack([everything[batched], 2 * everything[batched]])
+
+    def run(value):
+        given = everything | {batched: value}
+        tree = {name: given.pop(name) for name in ("k", "b")}
+        return torch.func.functional_call(layer, given, (tree,))
+
+    together = torch.func.vmap(run)(many)
+    for place, one in enumerate(many):
+        alone = run(one)
+        for name in ("k", "b"):
+            torch.testing.assert_close(together[name][place], alone[name])
