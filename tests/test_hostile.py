@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import builtins
 import io
+import itertools
 import keyword
 import tokenize
 from collections.abc import Callable, Iterator
@@ -92,6 +93,8 @@ FUNCTIONS = {
         ],
         *["is_autocast_enabled", "get_autocast_dtype", "cat", "split", "movedim", "diagonal"],
         *["expand", "contiguous", "clone", "reshape", "new_zeros", "add_", "ones"],
+        *["weights", "dict", "bmm", "transpose", "unbind", "stack", "detach", "any", "pop"],
+        *["getattr", "_save_to_state_dict", "_load_from_state_dict"],
     },
     "jax": {
         *["_read", "_check", "_common_dtype", "_flatten", "_place", "_draw", "_weights", "_equal"],
@@ -311,6 +314,16 @@ def test_deeper_trees_are_refused() -> None:
     for depth in (201, 5_000):
         with pytest.raises(sc.SpecError, match="200 levels"):
             sc.compile(nest(depth), in_channels=1, out_channels=1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_labels_of_equal_size(backend: str) -> None:
+    names = [*HOSTILE, *CODE, "stack_0", "STACKS"][-12:]
+    spec = [(one, two) for one, two in itertools.pairwise(names)]
+    sizes = dict.fromkeys(names, 2)
+    layer = sc.compile(spec, in_channels=1, out_channels=1, backend=backend, sizes=sizes)
+    harmless(layer.source, backend)
+    assert ("STACKS = {" in layer.source) == (backend == "torch")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -42,6 +42,7 @@ from symcompile.passes import (
     sum_before_spread,
     sum_in_place,
 )
+from symcompile.passes.batch import batch_mixes, plan_batches
 from symcompile.passes.mixes import form_mixes, plan_mixes
 from symcompile.passes.schedule import plan_schedule, reorder
 from symcompile.planner.decisions import plan_lattices
@@ -66,6 +67,7 @@ SPECS = {
     "unsorted": ({"w": ("b", "a", "b")}, {"v": ("b", "a")}, {}, "mean"),
     "fixed": ({"k": (Fixed(3), 0), "s": ()}, None, {}, "mean"),
     "transposed": ({"w": (0, 0, Fixed(8))}, {"v": (0, 0)}, {0: 300}, "mean"),
+    "chain": ({k: (k, k + 1) for k in range(4)}, None, dict.fromkeys(range(5), 6), "mean"),
     "margins": ({"w": (0, 1)}, {"r": (0,), "c": (1,), "t": ()}, {0: 9, 1: 4}, "sum"),
 }
 
@@ -105,6 +107,11 @@ def summed_spreads(program):
     return sum_before_spread(program, {plan.tensor: plan.parents for plan in plans})
 
 
+def batched(program):
+    """`batch_mixes` as it is planned."""
+    return batch_mixes(program, plan_batches(program, objective_of(program)))
+
+
 def scheduled(program):
     """`reorder` as it is planned."""
     return reorder(program, plan_schedule(program, objective_of(program)).order)
@@ -117,6 +124,7 @@ PASSES = {
     "form_mixes": formed_mixes,
     "sum_before_spread": summed_spreads,
     "sum_in_place": sum_in_place,
+    "batch_mixes": batched,
     "schedule": scheduled,
 }
 """Every pass under the name of its stage, planned as `optimize` plans it."""
@@ -142,6 +150,7 @@ SHOWN = {
     "form_mixes": ("transposed", "factored"),
     "sum_before_spread": ("graph", "factored"),
     "sum_in_place": ("graph", "factored"),
+    "batch_mixes": ("chain", "factored"),
     "schedule": ("margins", "factored"),
 }
 

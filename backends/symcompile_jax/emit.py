@@ -171,6 +171,7 @@ class _Jax:
     """JAX's spelling."""
 
     frees = False
+    batching = None  # XLA brings products together by itself, and params are the caller's
 
     def ones(self) -> str:
         return "jnp.ones(1, dtype)"

@@ -15,6 +15,7 @@ import numpy as np
 
 from symcompile.ir import (
     Add,
+    BatchMix,
     Broadcast,
     Concat,
     Const,
@@ -24,11 +25,13 @@ from symcompile.ir import (
     Mix,
     Op,
     Output,
+    Pick,
     Program,
     Reduce,
     Slice,
     Tensor,
     Transpose,
+    grouped,
     types_of,
 )
 from symcompile.spec import Fixed, Label, axis_atoms
@@ -90,10 +93,16 @@ def _step(
             return np.asarray(sum(args[1:], args[0]))
         case Concat():
             return np.concatenate(args, axis=-1)
+        case BatchMix(weights=names):
+            groups = grouped([arg.shape[-1] for arg in args], len(weights[names[0]])) or []
+            stacks = [np.concatenate([args[k] for k in group], axis=-1) for group in groups]
+            return np.stack([x @ weights[name] for x, name in zip(stacks, names, strict=True)])
     (x,) = args
     match op:
         case Slice(start=start, stop=stop):
             return x[..., start:stop]
+        case Pick(member=member):
+            return np.asarray(x[member])
         case Mix(weight=weight, rows=rows, cols=cols):
             matrix = np.atleast_2d(weights[weight])[rows[0] : rows[1], cols[0] : cols[1]]
             return np.asarray(x @ matrix)

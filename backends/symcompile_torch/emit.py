@@ -5,10 +5,12 @@ In: a `Compiled`. Out: a file that imports torch alone and defines one module cl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 
-from symcompile.codegen import Compiled, Embedding, write_parts
+from symcompile.codegen import Batching, Compiled, Embedding, write_parts
 from symcompile.codegen.layout import wrapped
+from symcompile.codegen.stacks import stacks_of
 from symcompile.codegen.template import block, header, reading, scales_table, tensors_table
 
 __all__ = ["emit"]
@@ -25,8 +27,7 @@ TENSORS = {tensors}
 # How weights are drawn, run-length coded: rows (length, factor, is direct), columns (length, base,
 # direct), and whether direct rows and columns meet in an orthogonal block. Standard deviations are
 # factor x base, and direct in that block.
-SCALES = {scales}
-
+SCALES = {scales}{stacks}
 
 class ShapeError(ValueError):
     """A tensor or a tree does not fit the spec."""
@@ -41,10 +42,11 @@ class {name}(nn.Module):
 {parameters}
         self.reset_parameters()
 
+{weights_method}
     @torch.no_grad()
     def reset_parameters(self):
         """Draw the weights anew; the bias starts at zero."""
-        for name, weight in self.named_parameters(recurse=False):
+        for name, weight in self.weights().items():
             if name in SCALES:
                 weight.copy_(_draw(weight, *SCALES[name]))
             else:
@@ -109,10 +111,58 @@ def _common_dtype(leaves, weight):
     return dtype
 '''
 
+_PLAIN = '''\
+    def weights(self):
+        """The weights by name."""
+        return dict(self.named_parameters(recurse=False))
+'''
+
+_STACKED = '''\
+    def weights(self):
+        """The weights by name; those in a stack are views of it."""
+        found = dict(self.named_parameters(recurse=False))
+        for stack, names in STACKS.items():
+            whole = found.pop(stack)
+            found.update((name, whole[place]) for place, name in enumerate(names))
+        return {name: found[name] for name in WEIGHTS}
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self._parameters:
+            del destination[prefix + name]
+        for name, weight in self.weights().items():
+            destination[prefix + name] = weight if keep_vars else weight.detach()
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        for stack, names in STACKS.items():
+            held = getattr(self, stack).detach()
+            keys = [prefix + name for name in names]
+            given = [state_dict.pop(key, None) for key in keys]
+            missing_keys += [key for key, part in zip(keys, given) if part is None]
+            misfits = [
+                f"size mismatch for {key}: found {tuple(part.shape)}, expected "
+                f"{tuple(held.shape[1:])}."
+                for key, part in zip(keys, given)
+                if part is not None and part.shape != held.shape[1:]
+            ]
+            error_msgs += misfits
+            if not misfits and not (held.is_meta and any(part is None for part in given)):
+                parts = [old if new is None else new for old, new in zip(held, given)]
+                held = torch.stack(parts)
+            state_dict[prefix + stack] = held
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+'''
+
 _TAKEN = {
     "SCALES",
+    "STACKS",
     "ShapeError",
     "TENSORS",
+    "WEIGHTS",
     "dtype",
     "leaves",
     "nn",
@@ -124,10 +174,13 @@ _TAKEN = {
 
 def emit(compiled: Compiled) -> str:
     """The layer's source; the same bytes for the same spec and options."""
-    shapes = compiled.program.weights
+    shapes = dict(compiled.program.weights)
+    stacks = stacks_of(compiled.program)
     parts = write_parts(compiled, _Torch(), _TAKEN | {compiled.name})
-    first = shapes[0][0]
-    weights = [f"{name} = self.{name}.to(dtype)" for name, _ in shapes]
+    stacked = {name for names in stacks.values() for name in names}
+    kept = {name: shape for name, shape in shapes.items() if name not in stacked}
+    kept |= {stack: (len(names), *shapes[names[0]]) for stack, names in stacks.items()}
+    weights = [f"{name} = self.{name}.to(dtype)" for name in kept]
     if parts.reduces:
         weights.append("wide = torch.promote_types(dtype, torch.float32)  # reductions")
     default = ""
@@ -142,11 +195,13 @@ def emit(compiled: Compiled) -> str:
         parameters=block(
             (
                 f"self.{name} = nn.Parameter(torch.empty({shape!r}, **kind))"
-                for name, shape in shapes
+                for name, shape in kept.items()
             ),
             8,
         ),
-        first=first,
+        first=next(iter(kept)),
+        stacks=_stacks_table(stacks, shapes),
+        weights_method=_STACKED if stacks else _PLAIN,
         read=block(parts.read, 8),
         cast=block((f"{name} = {name}.to(dtype)" for name in parts.inputs), 8),
         weights=block(weights, 8),
@@ -156,10 +211,42 @@ def emit(compiled: Compiled) -> str:
     )
 
 
+def _stacks_table(stacks: Mapping[str, Sequence[str]], weights: Iterable[str]) -> str:
+    if not stacks:
+        return ""
+    entries = (f"{stack!r}: {_tuple(names)},\n" for stack, names in stacks.items())
+    return f"""
+
+# Weights that are multiplied at once lie in one parameter, in this order; they are saved and loaded
+# under their own names, in the order of WEIGHTS.
+STACKS = {{
+{textwrap.indent("".join(entries), "    ")}}}
+WEIGHTS = {_tuple(weights)}"""
+
+
+def _tuple(names: Iterable[str]) -> str:
+    return wrapped([repr(name) for name in names])
+
+
+class _Batching:
+    def split(self, value: str, count: int, width: int) -> str:
+        return f"{value}.reshape(-1, {count}, {width}).transpose(0, 1)"
+
+    def multiply(self, batch: str, stack: str) -> str:
+        return f"torch.bmm({batch}, {stack})"
+
+    def members(self, batch: str, count: int, shape: str) -> str:
+        return f"{batch}.reshape(({count}, {shape[1:]}).unbind(0)"
+
+
 class _Torch:
     """PyTorch's spelling."""
 
     frees = True
+
+    @property
+    def batching(self) -> Batching:
+        return _Batching()
 
     def ones(self) -> str:
         return "torch.ones(1, dtype=dtype, device=leaves[0].device)"

@@ -2,13 +2,15 @@
 
 from symcompile.codegen.backend import Backend, backend_names, get_backend
 from symcompile.codegen.compiled import Compiled
-from symcompile.codegen.dialect import Dialect, Embedding
+from symcompile.codegen.dialect import Batching, Dialect, Embedding
 from symcompile.codegen.layer import CompiledLayer
 from symcompile.codegen.load import load_module
+from symcompile.codegen.stacks import stacks_of
 from symcompile.codegen.writer import SourceParts, write_parts
 
 __all__ = [
     "Backend",
+    "Batching",
     "Compiled",
     "CompiledLayer",
     "Dialect",
@@ -17,5 +19,6 @@ __all__ = [
     "backend_names",
     "get_backend",
     "load_module",
+    "stacks_of",
     "write_parts",
 ]

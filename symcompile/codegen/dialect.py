@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Dialect", "Embedding"]
+__all__ = ["Batching", "Dialect", "Embedding"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,25 @@ class Embedding:
     order: int
 
 
+class Batching(Protocol):
+    """How to multiply several features by as many weights at once."""
+
+    def split(self, value: str, count: int, width: int) -> str:
+        """From `count` features of `width` channels side by side to a batch of matrices."""
+
+    def multiply(self, batch: str, stack: str) -> str:
+        """A batch of matrices times a stack of weights: another batch of matrices."""
+
+    def members(self, batch: str, count: int, shape: str) -> str:
+        """The matrices of a batch as `count` arrays, each of `shape`, a tuple expression."""
+
+
 class Dialect(Protocol):
     """One framework's spelling."""
+
+    @property
+    def batching(self) -> Batching | None:
+        """None where mixes are written one by one: the layer does not own its weights."""
 
     @property
     def frees(self) -> bool:

@@ -16,10 +16,12 @@ from symcompile.codegen.compiled import Compiled
 from symcompile.codegen.dialect import Dialect, Embedding
 from symcompile.codegen.layout import Layout, one_move, wrapped
 from symcompile.codegen.lifetime import free_early
+from symcompile.codegen.stacks import stacks_of
 from symcompile.diagrams.partitions import Blocks
 from symcompile.ir import (
     Accumulation,
     Add,
+    BatchMix,
     Broadcast,
     Concat,
     Const,
@@ -29,10 +31,13 @@ from symcompile.ir import (
     Mix,
     Op,
     Output,
+    Pick,
     Reduce,
     Slice,
     Transpose,
     accumulations,
+    batch_behind,
+    grouped,
     sources_of,
     types_of,
 )
@@ -104,7 +109,12 @@ class _Writer:
         self.dialect = dialect
         self.types = types_of(self.program)
         self.shapes = dict(self.program.weights)
-        self.namer = Namer(taken | {"batch", "dtype", "leaves", "tuple", "wide", *self.shapes})
+        stacks = stacks_of(self.program)
+        self.stacks = {weights: stack for stack, weights in stacks.items()}
+        self.batches: dict[int, str] = {}  # names of batches of products
+        self.members: dict[int, list[_Value]] = {}  # their members
+        reserved = {"batch", "dtype", "leaves", "tuple", "wide", *self.shapes, *stacks}
+        self.namer = Namer(taken | reserved)
         self.layout = Layout(compiled, dialect, self.namer)
         self.lines: list[str] = []
         self.values: list[_Value] = []
@@ -113,7 +123,9 @@ class _Writer:
         self.bases = {accumulation.base for accumulation in self.accumulations.values()}
         self.pieces: dict[int, str] = {}  # slices that a split has named already
         self.current = 0  # the op being written
-        self.large: set[str] = set()  # names of values with more than one index axis
+        # Names of values worth freeing: of the highest order there is, or of two index axes.
+        self.large: set[str] = set()
+        self.order = min(2, max(len(kind.labels) for kind in self.types))
         self.users: list[list[int]] = [[] for _ in self.program.ops]
         for number, op in enumerate(self.program.ops):
             for arg in op.args:
@@ -168,6 +180,10 @@ class _Writer:
                 return self._concat(number, op)
             case Mix():
                 return self._mix(number, op)
+            case BatchMix():
+                return self._batch_mix(number, op)
+            case Pick(args=(arg,), member=member):
+                return self._pick(number, self.members[arg][member])
             case Embed():
                 total = self._total_of(number)
                 return _Value("") if total is not None else self._embed(number, None)
@@ -184,7 +200,7 @@ class _Writer:
     def _new(self, name: str) -> str:
         """A name for something the current op makes."""
         name = self.namer(name)
-        if len(self.types[self.current].labels) > 1:
+        if len(self.types[self.current].labels) >= self.order:
             self.large.add(name)
         return name
 
@@ -301,6 +317,57 @@ class _Writer:
         if all(isinstance(self.program.ops[user], Mix) for user in self.users[number]):
             name = f"hidden_{'_'.join(map(str, self.types[number].labels))}"
         return self._assign(name, text, _Value("", source.lazy))
+
+    def _batch_mix(self, number: int, op: BatchMix) -> _Value:
+        """One product for all members; or one each, where the dialect has no batches."""
+        rows, cols = self.shapes[op.weights[0]]
+        groups = grouped([self.types[arg].width for arg in op.args], rows) or []
+        members = self.types[number].members
+        names = [self.namer(f"mixed_{'_'.join(map(str, labels))}") for labels in members]
+        batching = self.dialect.batching
+        self.lines.append("")
+        if batching is None:
+            for name, weight, group in zip(names, op.weights, groups, strict=True):
+                self.lines.append(
+                    f"{name} = {self._joined([op.args[k] for k in group])} @ {weight}"
+                )
+        else:
+            count = len(names)
+            self.lines.append(f"# {count} mixes of {rows} to {cols} channels at once.")
+            before = batch_behind(self.program.ops, op)
+            if before is None:
+                source = batching.split(self._joined(op.args), count, rows)
+            else:
+                source = self.batches[before]
+            batch = self.batches[number] = self._new("mixed")
+            self.lines.append(f"{batch} = {batching.multiply(source, self.stacks[op.weights])}")
+            shape = self.layout.shape(members[0], cols)
+            if any(self._reads_pick(user) for user in self.users[number]):
+                parts = batching.members(batch, count, shape)
+                self.lines.append(f"{wrapped(names, bare=True)} = {parts}")
+        shared = batching is not None
+        self.members[number] = [_Value(name, shared=shared, stem=name) for name in names]
+        return _Value("")
+
+    def _joined(self, args: Sequence[int]) -> str:
+        """Values side by side along the channels, in the dtype of the computation."""
+        texts = [self._full(arg) for arg in args]
+        text = texts[0] if len(texts) == 1 else self.dialect.concat(texts)
+        return self.dialect.cast(text) if any(self.values[arg].wide for arg in args) else text
+
+    def _reads_pick(self, pick: int) -> bool:
+        """False if a pick is read by batches alone that take their batch as it lies."""
+        for user in self.users[pick]:
+            op = self.program.ops[user]
+            if not isinstance(op, BatchMix) or batch_behind(self.program.ops, op) is None:
+                return True
+        return False
+
+    def _pick(self, number: int, member: _Value) -> _Value:
+        slices = self._tiling(number)
+        if slices:
+            self._split(member.text, slices)
+        return member
 
     def _weight(self, op: Mix) -> str:
         """The rows and columns of a weight that a mix reads."""

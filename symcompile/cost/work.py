@@ -17,6 +17,7 @@ from symcompile.cost.polynomial import Polynomial
 from symcompile.ir import (
     Accumulation,
     Add,
+    BatchMix,
     Broadcast,
     Concat,
     Const,
@@ -26,11 +27,13 @@ from symcompile.ir import (
     Mix,
     Op,
     Output,
+    Pick,
     Program,
     Reduce,
     Slice,
     Transpose,
     accumulations,
+    batch_behind,
     lazy_axes,
     sources_of,
     types_of,
@@ -90,6 +93,7 @@ class Accountant:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.types = types_of(program)
+        self.shapes = dict(program.weights)
         self.lazy = lazy_axes(program)
         self.layouts = layouts_of(program, [len(kind.labels) for kind in self.types], self.lazy)
         self.sources = sources_of(program)
@@ -138,6 +142,8 @@ class Accountant:
             case Mix(args=(arg,)) if self._is_written(arg):
                 copied = not self.layouts[arg].in_rows
                 return self._extent(number), self._extent(arg) if copied else _NOTHING
+            case BatchMix():
+                return self._whole(number), Polynomial.sum(self._batched(op))
             case Embed() if self._sum_of(number) is None:
                 return self._whole(number), _NOTHING
             case Add():
@@ -165,7 +171,7 @@ class Accountant:
 
     def _is_shared(self, op: Op) -> bool:
         match op:
-            case Slice():
+            case Slice() | Pick():
                 return True
             case Mix(args=(arg,)):
                 return not self._is_written(arg)
@@ -229,6 +235,8 @@ class Accountant:
                 return total_work([*copies, Work(size, size, _NOTHING, 1)])
             case Mix(args=(arg,)) if self._is_written(arg):
                 return self._mix(number, op)
+            case BatchMix(weights=weights):
+                return self._batch_mix(number, op, weights)
             case Add():
                 return self._add(number, op)
             case Embed(args=(arg,)) if self._sum_of(number) is None:
@@ -249,6 +257,20 @@ class Accountant:
         if self.layouts[arg].in_rows:
             return matmul
         return total_work([Work(inputs, inputs, _NOTHING, 1), matmul])
+
+    def _batch_mix(self, number: int, op: BatchMix, weights: tuple[str, ...]) -> Work:
+        copied, result = Polynomial.sum(self._batched(op)), self._whole(number)
+        inputs = Polynomial.sum(self._whole(arg) for arg in op.args)
+        rows, cols = self.shapes[weights[0]]
+        weight = Polynomial.of((), rows * cols * len(weights))
+        matmul = Work(inputs + weight, result, result * (2 * rows), 1)
+        return total_work([Work(copied, copied, _NOTHING, 1), matmul]) if copied.terms else matmul
+
+    def _batched(self, op: BatchMix) -> list[Polynomial]:
+        """What is copied to lie side by side: all operands, or none."""
+        if batch_behind(self.program.ops, op) is not None:
+            return []
+        return [self._whole(arg) for arg in op.args]
 
     def _add(self, number: int, op: Add) -> Work:
         embeds, plain = self._summands(number, op)

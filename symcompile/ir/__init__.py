@@ -5,11 +5,13 @@ symbolically to the diagrams it computes (`diagrams_of`).
 """
 
 from symcompile.ir.accumulate import Accumulation, accumulations
+from symcompile.ir.batch import batch_behind, grouped
 from symcompile.ir.builder import Builder
 from symcompile.ir.extent import lazy_axes
 from symcompile.ir.meaning import Term, diagrams_of
 from symcompile.ir.ops import (
     Add,
+    BatchMix,
     Broadcast,
     Concat,
     Const,
@@ -19,6 +21,7 @@ from symcompile.ir.ops import (
     Mix,
     Op,
     Output,
+    Pick,
     Reduce,
     Slice,
     Transpose,
@@ -31,6 +34,7 @@ from symcompile.ir.types import Tensor, Type
 __all__ = [
     "Accumulation",
     "Add",
+    "BatchMix",
     "Broadcast",
     "Builder",
     "Concat",
@@ -41,6 +45,7 @@ __all__ = [
     "Mix",
     "Op",
     "Output",
+    "Pick",
     "Program",
     "Reduce",
     "Slice",
@@ -49,7 +54,9 @@ __all__ = [
     "Transpose",
     "Type",
     "accumulations",
+    "batch_behind",
     "diagrams_of",
+    "grouped",
     "lazy_axes",
     "parse_program",
     "print_program",

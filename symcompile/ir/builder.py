@@ -82,6 +82,12 @@ class Builder:
     def mix(self, arg: int, weight: str, rows: tuple[int, int], cols: tuple[int, int]) -> int:
         return self.emit(ops.Mix((arg,), weight, rows, cols))
 
+    def batch_mix(self, args: Sequence[int], weights: Sequence[str]) -> int:
+        return self.emit(ops.BatchMix(tuple(args), tuple(weights)))
+
+    def pick(self, arg: int, member: int) -> int:
+        return self.emit(ops.Pick((arg,), member))
+
     def slice(self, arg: int, start: int, stop: int, width: int) -> int:
         return arg if (start, stop) == (0, width) else self.emit(ops.Slice((arg,), start, stop))
 

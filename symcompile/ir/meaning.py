@@ -15,8 +15,10 @@ from itertools import pairwise
 
 from symcompile.diagrams import Diagram
 from symcompile.errors import ProgramError
+from symcompile.ir.batch import grouped
 from symcompile.ir.ops import (
     Add,
+    BatchMix,
     Broadcast,
     Concat,
     Const,
@@ -25,6 +27,7 @@ from symcompile.ir.ops import (
     Input,
     Mix,
     Output,
+    Pick,
     Reduce,
     Slice,
     Transpose,
@@ -85,7 +88,7 @@ def diagrams_of(program: Program) -> Counter[Term]:
     Raises:
         ProgramError: the program is ill-typed.
     """
-    types = types_of(program)
+    types, shapes = types_of(program), dict(program.weights)
     values: list[_Segments] = []
     terms: Counter[Term] = Counter()
     for number, op in enumerate(program.ops):
@@ -106,6 +109,20 @@ def diagrams_of(program: Program) -> Counter[Term]:
                 values.append(_cut(args[0], start, stop))
             case Mix(weight=weight, rows=rows, cols=cols):
                 values.append(_mixed(args[0], weight, rows[0], cols))
+            case BatchMix(weights=weights):
+                shape = shapes[weights[0]]
+                groups = grouped([types[arg].width for arg in op.args], shape[0]) or []
+                values.append(
+                    [
+                        segment
+                        for weight, group in zip(weights, groups, strict=True)
+                        for segment in _mixed(
+                            [s for k in group for s in args[k]], weight, 0, (0, shape[1])
+                        )
+                    ]
+                )
+            case Pick(member=member):
+                values.append([args[0][member]])
             case Output(tensor=tensor):
                 values.append([])
                 for part, count in _whole(args[0]).items():

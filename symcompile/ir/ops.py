@@ -14,6 +14,7 @@ from symcompile.spec import Label
 __all__ = [
     "OPS",
     "Add",
+    "BatchMix",
     "Broadcast",
     "Concat",
     "Const",
@@ -23,6 +24,7 @@ __all__ = [
     "Mix",
     "Op",
     "Output",
+    "Pick",
     "Reduce",
     "Slice",
     "Transpose",
@@ -84,6 +86,25 @@ class Mix(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class BatchMix(Op):
+    """Several mixes in one batched matmul; `Pick` reads their results, nothing else does.
+
+    Operands follow each other in groups of as many channels as a weight has rows; all weights are
+    of one shape, all operands of one size. The channels of group k, side by side, times all of
+    `weights[k]` are result k.
+    """
+
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pick(Op):
+    """Result number `member` of a batched mix."""
+
+    member: int
+
+
+@dataclass(frozen=True, slots=True)
 class Slice(Op):
     """Channels `start` to `stop`, half-open."""
 
@@ -128,6 +149,8 @@ OPS: dict[str, type[Op]] = {
         Transpose,
         Concat,
         Mix,
+        BatchMix,
+        Pick,
         Slice,
         Broadcast,
         Embed,

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from math import prod
 
 from symcompile.errors import ProgramError
+from symcompile.ir.batch import grouped
 from symcompile.ir.ops import (
     Add,
+    BatchMix,
     Broadcast,
     Concat,
     Const,
@@ -22,6 +24,7 @@ from symcompile.ir.ops import (
     Mix,
     Op,
     Output,
+    Pick,
     Reduce,
     Slice,
     Transpose,
@@ -139,6 +142,7 @@ def _type_of(
             return Type((), 1, batched=False)
         case Concat() | Add():
             _need(len(args) > 0, "needs at least one operand")
+            _need(not any(arg.members for arg in args), "only a pick reads a batched mix")
             _need(len({arg.labels for arg in args}) == 1, "operands differ in labels")
             batched = any(arg.batched for arg in args)
             if isinstance(op, Concat):
@@ -146,8 +150,15 @@ def _type_of(
                 return Type(args[0].labels, sum(arg.width for arg in args), batched)
             _need(len({arg.width for arg in args}) == 1, "operands differ in width")
             return Type(args[0].labels, args[0].width, batched)
+        case BatchMix(weights=weights):
+            return _batch_type(weights, args, dict(program.sizes), shapes)
     _need(len(args) == 1, f"needs one operand, has {len(args)}")
     (arg,) = args
+    if isinstance(op, Pick):
+        _need(bool(arg.members), "picks from what is no batched mix")
+        _need(0 <= op.member < len(arg.members), f"there is no result {op.member}")
+        return Type(arg.members[op.member], arg.width // len(arg.members), arg.batched)
+    _need(not arg.members, "only a pick reads a batched mix")
     labels, order = arg.labels, len(arg.labels)
     match op:
         case Diagonal(blocks=blocks):
@@ -195,3 +206,30 @@ def _type_of(
             )
             return arg
     raise _IllTyped(f"unknown op {type(op).__name__}")
+
+
+def _batch_type(
+    weights: tuple[str, ...],
+    args: list[Type],
+    sizes: dict[Label, int],
+    shapes: dict[str, tuple[int, ...]],
+) -> Type:
+    _need(len(weights) == len(set(weights)) > 0, "weights repeat, or there are none")
+    unknown = [weight for weight in weights if weight not in shapes]
+    _need(not unknown, f"there is no weight {unknown[:1]}")
+    _need(len({shapes[weight] for weight in weights}) == 1, "weights differ in shape")
+    _need(len(shapes[weights[0]]) == 2, "weights are not matrices")
+    _need(all(arg.batched and not arg.members for arg in args), "operands are not plain values")
+    extents = {tuple(sizes.get(label, (label,)) for label in arg.labels) for arg in args}
+    _need(len(extents) == 1, "operands differ in size")
+    rows, cols = shapes[weights[0]]
+    groups = grouped([arg.width for arg in args], rows)
+    _need(
+        groups is not None and len(groups) == len(weights),
+        f"channels do not come in {len(weights)} groups of {rows}",
+    )
+    members = []
+    for group in groups or ():
+        _need(len({args[k].labels for k in group}) == 1, "operands of one group differ in labels")
+        members.append(args[group[0]].labels)
+    return Type(members[0], cols * len(weights), True, tuple(members))

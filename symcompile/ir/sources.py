@@ -7,7 +7,7 @@ the sum has not.
 
 from __future__ import annotations
 
-from symcompile.ir.ops import Input, Mix
+from symcompile.ir.ops import BatchMix, Input, Mix
 from symcompile.ir.program import Program
 
 __all__ = ["sources_of"]
@@ -25,5 +25,8 @@ def sources_of(program: Program) -> tuple[int, ...]:
             bits |= 1 << (len(names) + op.tensor)
         elif isinstance(op, Mix):
             bits |= names[op.weight]
+        elif isinstance(op, BatchMix):
+            for weight in op.weights:
+                bits |= names[weight]
         found.append(bits)
     return tuple(found)

@@ -22,11 +22,13 @@ class Type:
         labels: the label of each index axis.
         width: channels times fixed axes, the last axis.
         batched: False for values that do not depend on any input (made from constants alone).
+        members: for a batched mix, the labels of each result; `width` counts all of them.
     """
 
     labels: tuple[Label, ...]
     width: int
     batched: bool = True
+    members: tuple[tuple[Label, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

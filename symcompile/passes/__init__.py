@@ -13,17 +13,19 @@ from dataclasses import dataclass, replace
 from symcompile.cost.objective import Objective
 from symcompile.errors import PlanError, ProgramError
 from symcompile.ir import Program, diagrams_of, verify
+from symcompile.passes.batch import batch_mixes, plan_batches
 from symcompile.passes.hoist import mix_before_spread
 from symcompile.passes.mixes import MixPlan, form_mixes, plan_mixes
 from symcompile.passes.reductions import needed_reductions, share_reductions
 from symcompile.passes.schedule import plan_schedule, reorder
 from symcompile.passes.share import share_equal
 from symcompile.passes.spreads import needed_spreads, sum_before_spread
-from symcompile.planner.decisions import LatticePlan, Schedule, plan_lattices
+from symcompile.planner.decisions import BatchPlan, LatticePlan, Schedule, plan_lattices
 from symcompile.planner.search import Planner
 
 __all__ = [
     "Optimized",
+    "batch_mixes",
     "mix_before_spread",
     "needed_reductions",
     "needed_spreads",
@@ -45,6 +47,7 @@ class Optimized:
         stages: (name, program): as lowered, then after every pass.
         reductions, spreads: what the planner decided, per input and per output.
         mixes: how each stack of features is mixed.
+        batches: which mixes of equal size are computed at once.
         schedule: the order of ops.
     """
 
@@ -52,6 +55,7 @@ class Optimized:
     reductions: tuple[LatticePlan, ...]
     spreads: tuple[LatticePlan, ...]
     mixes: tuple[MixPlan, ...] = ()
+    batches: tuple[BatchPlan, ...] = ()
     schedule: Schedule | None = None
 
     @property
@@ -87,7 +91,13 @@ def optimize(
     targets = {plan.tensor: plan.parents for plan in spreads}
     run.apply(lambda stage: sum_before_spread(stage, targets), "sum_before_spread")
     run.apply(sum_in_place)
-    schedule = plan_schedule(run.program, objective)
+    batches = plan_batches(run.program, objective)
+    batched = batch_mixes(run.program, batches)
+    schedule = plan_schedule(batched, objective)
+    if memory_limit is not None and schedule.peak * objective.itemsize > memory_limit:
+        # What is mixed at once is alive at once.
+        batches, batched = (), run.program
+        schedule = plan_schedule(batched, objective)
     if memory_limit is not None and schedule.peak * objective.itemsize > memory_limit:
         least = "the least possible" if schedule.exact else "the least found"
         raise PlanError(
@@ -95,8 +105,9 @@ def optimize(
             f"{schedule.peak * objective.itemsize:,} bytes for one example, inputs and outputs "
             "included; raise the limit, or use fewer channels"
         )
+    run.apply(lambda _: batched, "batch_mixes")
     run.apply(lambda stage: reorder(stage, schedule.order), "schedule")
-    return Optimized(tuple(run.stages), reductions, spreads, mixes, schedule)
+    return Optimized(tuple(run.stages), reductions, spreads, mixes, batches, schedule)
 
 
 def sum_in_place(program: Program) -> Program:

@@ -17,7 +17,7 @@ from symcompile.planner.lattice import Lattice, build_lattice
 from symcompile.planner.search import Choice, Parents, Planner, checked, parents_of
 from symcompile.spec import Path
 
-__all__ = ["LatticePlan", "MixPlan", "Schedule", "plan_lattices"]
+__all__ = ["BatchPlan", "LatticePlan", "MixPlan", "Schedule", "plan_lattices"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,21 @@ class MixPlan:
     """
 
     weight: str
+    chosen: str
+    scores: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """Whether mixes of equal size are computed at once.
+
+    Attributes:
+        weights: names of their weights.
+        chosen: "batched" or "separate".
+        scores: (form, score) of both, best first.
+    """
+
+    weights: tuple[str, ...]
     chosen: str
     scores: tuple[tuple[str, float], ...]
 

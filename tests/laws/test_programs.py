@@ -32,6 +32,7 @@ from symcompile.passes import (
     share_reductions,
     sum_before_spread,
 )
+from symcompile.passes.batch import batch_mixes, plan_batches
 from symcompile.passes.mixes import FORMS, form_mixes, plan_mixes
 from symcompile.passes.schedule import plan_schedule, reorder
 from symcompile.planner.decisions import plan_lattices
@@ -87,6 +88,8 @@ def each_pass(program: Program) -> Iterator[Program]:
     landed = needed_spreads(program)
     plans = plan_lattices("spread", landed, program.outputs, greedy, objective)
     yield sum_before_spread(program, {plan.tensor: plan.parents for plan in plans})
+    batches = plan_batches(program, objective)
+    yield batch_mixes(program, [replace(plan, chosen="batched") for plan in batches])
     yield reorder(program, plan_schedule(program, objective).order)
 
 

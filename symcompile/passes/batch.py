@@ -1,0 +1,209 @@
+"""Pass: several mixes of equal size in one batched matmul.
+
+In: a Program and a plan per group of mixes. Out: one in which every group that the plan says is
+computed by one `BatchMix`, whatever the signatures, as long as the sizes are equal.
+
+The one thing to know: a mix can only wait for the others if it does not need them. Mixes behind
+equally many mixes never need each other, so groups are formed level by level.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from symcompile.cost.objective import Objective
+from symcompile.cost.work import work_of
+from symcompile.ir import (
+    BatchMix,
+    Builder,
+    Concat,
+    Mix,
+    Program,
+    Tensor,
+    Type,
+    accumulations,
+    lazy_axes,
+    types_of,
+)
+from symcompile.planner.decisions import BatchPlan
+from symcompile.spec import Perm
+
+__all__ = ["FORMS", "batch_mixes", "plan_batches"]
+
+FORMS = ("separate", "batched")
+
+_ROUNDING = 1e-9
+"""Scores that differ by less, relative, are the same sum in another order."""
+
+
+def plan_batches(program: Program, objective: Objective) -> tuple[BatchPlan, ...]:
+    """For every group of mixes that could be one batched matmul, whether that costs less."""
+    types = types_of(program)
+    plans = []
+    batched: dict[int, _Group] = {}  # by the first mix
+    for group in _groups(program):
+        behind = batched.get(group.features[0][0])
+        if behind and group.features != tuple((mix,) for mix in behind.mixes):
+            behind = None
+        plans.append(_plan(program, types, group, behind, objective))
+        if plans[-1].chosen == "batched":
+            batched[group.mixes[0]] = group
+    return tuple(plans)
+
+
+def batch_mixes(program: Program, plans: Iterable[BatchPlan]) -> Program:
+    """Compute every group that is planned as "batched" by one op."""
+    batched = {plan.weights for plan in plans if plan.chosen == "batched"}
+    if not batched:
+        return program
+    groups = [group for group in _groups(program) if group.weights in batched]
+    last = {group.mixes[-1]: group for group in groups}
+    member = {number for group in groups for number in group.mixes}
+    build = Builder(program)
+    place: dict[int, int] = {}
+    for number in _by_level(program):
+        op = program.ops[number]
+        if number in last:
+            _emit_batch(build, last[number], place)
+        elif number not in member:
+            place[number] = build.emit(replace(op, args=tuple(place[arg] for arg in op.args)))
+    return build.program()
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Mixes of equal size.
+
+    Attributes:
+        mixes: their numbers.
+        weights: the weight of each.
+        features: what each mixes: the parts of its stack, or the one thing it reads.
+    """
+
+    mixes: tuple[int, ...]
+    weights: tuple[str, ...]
+    features: tuple[tuple[int, ...], ...]
+
+
+def _groups(program: Program) -> list[_Group]:
+    """Mixes of whole matrices, by level and size, in groups of two and more.
+
+    A mix that a large sum is accumulated into keeps a product of its own.
+    """
+    types, levels, shapes = types_of(program), _levels(program), dict(program.weights)
+    sizes = dict(program.sizes)
+    alike: dict[object, dict[int, Mix]] = {}
+    for number, op in enumerate(program.ops):
+        if isinstance(op, Mix) and types[number].batched:
+            known = tuple(sizes.get(label) or repr(label) for label in types[number].labels)
+            key = (levels[number], known, shapes[op.weight])
+            alike.setdefault(key, {})[number] = op
+    alike = {key: mixes for key, mixes in alike.items() if len(mixes) > 1}
+    if not alike:
+        return []
+    lazy, uses = lazy_axes(program), Counter(_weights_used(program))
+    readers = Counter(arg for op in program.ops for arg in op.args)
+    own = {accumulation.base for accumulation in accumulations(program).values()}
+    groups = []
+    for mixes in alike.values():
+        members = []
+        for number, op in mixes.items():
+            whole = (op.rows, op.cols) == tuple((0, side) for side in shapes[op.weight])
+            stack = program.ops[op.args[0]]
+            alone = isinstance(stack, Concat) and readers[op.args[0]] == 1
+            features = stack.args if alone else op.args
+            if (
+                whole
+                and uses[op.weight] == 1
+                and number not in own
+                and not any(map(lazy.__getitem__, features))
+            ):
+                members.append((number, op.weight, features))
+        if len(members) > 1:
+            groups.append(_Group(*zip(*members, strict=True)))
+    return sorted(groups, key=lambda group: levels[group.mixes[0]])
+
+
+def _weights_used(program: Program) -> Iterator[str]:
+    for op in program.ops:
+        if isinstance(op, Mix):
+            yield op.weight
+        elif isinstance(op, BatchMix):
+            yield from op.weights
+
+
+def _levels(program: Program) -> list[int]:
+    """How many mixes lie behind every op."""
+    levels: list[int] = []
+    for op in program.ops:
+        behind = (levels[arg] + isinstance(program.ops[arg], Mix | BatchMix) for arg in op.args)
+        levels.append(max(behind, default=0))
+    return levels
+
+
+def _by_level(program: Program) -> list[int]:
+    """An order in which all mixes of a level come before anything that reads one of them."""
+    levels = _levels(program)
+    return sorted(range(len(program.ops)), key=lambda number: (levels[number], number))
+
+
+def _emit_batch(build: Builder, group: _Group, place: dict[int, int]) -> None:
+    args = [place[feature] for features in group.features for feature in features]
+    batch = build.batch_mix(args, group.weights)
+    for member, number in enumerate(group.mixes):
+        place[number] = build.pick(batch, member)
+
+
+def _plan(
+    program: Program,
+    types: Sequence[Type],
+    group: _Group,
+    behind: _Group | None,
+    objective: Objective,
+) -> BatchPlan:
+    separate, batched = (
+        (form, _score(program, types, group, behind, form, objective)) for form in FORMS
+    )
+    if batched[1] < separate[1] * (1 - _ROUNDING):
+        return BatchPlan(group.weights, "batched", (batched, separate))
+    return BatchPlan(group.weights, "separate", (separate, batched))
+
+
+def _score(
+    program: Program,
+    types: Sequence[Type],
+    group: _Group,
+    behind: _Group | None,
+    form: str,
+    objective: Objective,
+) -> float:
+    """The cost of a form on its own: a program that starts from what the group mixes.
+
+    Args:
+        behind: the batched group that makes just what this one mixes, in that order. Its results
+            lie as they are needed, so it is part of the program.
+    """
+    start = behind or group
+    sources = list(dict.fromkeys(k for features in start.features for k in features))
+    inputs = tuple(
+        Tensor((k,), tuple(map(Perm, types[value].labels)), types[value].width)
+        for k, value in enumerate(sources)
+    )
+    names = {*group.weights, *start.weights}
+    weights = tuple(weight for weight in program.weights if weight[0] in names)
+    build = Builder(replace(program, ops=(), inputs=inputs, outputs=(), weights=weights))
+    place = {value: build.input(k) for k, value in enumerate(sources)}
+    if behind:
+        _emit_batch(build, behind, place)
+    if form == "batched":
+        _emit_batch(build, group, place)
+    else:
+        shapes = dict(weights)
+        for name, features in zip(group.weights, group.features, strict=True):
+            stack = build.concat([place[feature] for feature in features])
+            rows, cols = shapes[name]
+            build.mix(stack, name, (0, rows), (0, cols))
+    fragment = build.everything()
+    return objective.total(work_of(fragment), fragment)
