@@ -86,6 +86,14 @@ def test_the_peak_is_within_a_fifth_of_what_was_measured(spec, sizes, channels):
     assert layer.plan.planned.peak == pytest.approx(measured, rel=0.2)
 
 
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_an_embedding_covered_by_any_term_of_a_sum_makes_no_second_array(bias):
+    spec, channels = {"x": (0,)}, {"in_channels": 2, "out_channels": 3}
+    layer = sc.compile(spec, {"y": (0, 0, 0)}, sizes={0: 9}, **channels, bias=bias, dtype="float32")
+    measured = measured_peak(layer, spec, {0: 9}, 2)
+    assert layer.plan.planned.peak == pytest.approx(measured, rel=0.2)
+
+
 def test_the_meter_sees_what_is_held_and_what_is_let_go():
     with Live([]) as live:
         one = torch.zeros(1000)

@@ -34,11 +34,13 @@ from symcompile.ir import (
     Pick,
     Reduce,
     Slice,
+    Sum,
     Transpose,
-    accumulations,
     batch_behind,
     grouped,
-    sources_of,
+    lazy_axes,
+    ownership,
+    readers_of,
     types_of,
 )
 from symcompile.names import Namer
@@ -88,17 +90,11 @@ class _Value:
 
     Attributes:
         text: an expression without side effects.
-        lazy: index axes of extent one that stand for full ones.
-        fresh: a new array that nothing else refers to.
-        shared: a view of an array that other values are views of too.
         wide: of the dtype that reductions accumulate in, not yet of the computation's.
         stem: how values made from it are named.
     """
 
     text: str
-    lazy: frozenset[int] = frozenset()
-    fresh: bool = False
-    shared: bool = False
     wide: bool = False
     stem: str = ""
 
@@ -118,18 +114,14 @@ class _Writer:
         self.layout = Layout(compiled, dialect, self.namer)
         self.lines: list[str] = []
         self.values: list[_Value] = []
-        self.sources = sources_of(self.program)
-        self.accumulations = accumulations(self.program)
-        self.bases = {accumulation.base for accumulation in self.accumulations.values()}
+        self.lazy = lazy_axes(self.program)
+        self.owned = ownership(self.program, self.types, self.lazy)
+        self.readers = readers_of(self.program)
         self.pieces: dict[int, str] = {}  # slices that a split has named already
         self.current = 0  # the op being written
         # Names of values worth freeing: of the highest order there is, or of two index axes.
         self.large: set[str] = set()
         self.order = min(2, max(len(kind.labels) for kind in self.types))
-        self.users: list[list[int]] = [[] for _ in self.program.ops]
-        for number, op in enumerate(self.program.ops):
-            for arg in op.args:
-                self.users[arg].append(number)
 
     def write(self) -> SourceParts:
         for number, op in enumerate(self.program.ops):
@@ -153,13 +145,13 @@ class _Writer:
                 name = self.layout.inputs[tensor]
                 return _Value(name, stem=name)
             case Const():
-                if all(isinstance(self.program.ops[user], Mix) for user in self.users[number]):
+                if number in self.owned.unmade:
                     return _Value("")  # a mix of the constant is the weight itself
                 return self._assign("one", self.dialect.ones())
             case Slice(args=(arg,), start=start, stop=stop):
                 source = self.values[arg]
                 text = self.pieces.get(number) or f"{source.text}[..., {start}:{stop}]"
-                return replace(source, text=text, fresh=False, shared=True)
+                return replace(source, text=text)
             case Broadcast():
                 return self._broadcast(number, op)
             case Reduce():
@@ -168,14 +160,11 @@ class _Writer:
                 source = self.values[arg]
                 places = [axis - len(axes) - 1 for axis in range(len(axes))]
                 text = self._move_axes(source.text, [places[a] for a in axes], places)
-                lazy = frozenset(axes.index(axis) for axis in source.lazy)
-                like = replace(source, lazy=lazy, fresh=False)
-                return self._assign(f"{source.stem}_T", text, like)
+                return self._assign(f"{source.stem}_T", text, source)
             case Diagonal(args=(arg,), blocks=blocks):
                 source = self.values[arg]
                 text = self._diagonal(self._full(arg), blocks)
-                like = replace(source, lazy=frozenset(), fresh=False)
-                return self._assign(f"{source.stem}_diag", text, like)
+                return self._assign(f"{source.stem}_diag", text, source)
             case Concat():
                 return self._concat(number, op)
             case Mix():
@@ -185,13 +174,12 @@ class _Writer:
             case Pick(args=(arg,), member=member):
                 return self._pick(number, self.members[arg][member])
             case Embed():
-                total = self._total_of(number)
-                return _Value("") if total is not None else self._embed(number, None)
+                return _Value("") if number in self.owned.within else self._embed(number, None)
             case Add():
-                return self._add(number, op)
+                return self._add(number)
             case Output(args=(arg,), tensor=tensor):
                 text = self._narrow(self._full(arg, batched=True), self.values[arg])
-                if self.values[arg].shared:
+                if arg in self.owned.shared:
                     text = self.dialect.copy(text)
                 self.lines += self.layout.write(text, tensor)
                 return _Value("")
@@ -217,7 +205,7 @@ class _Writer:
         """The value at full extent."""
         value, kind = self.values[number], self.types[number]
         batched = batched or kind.batched
-        if not value.lazy and batched == kind.batched:
+        if not self.lazy[number] and batched == kind.batched:
             return value.text
         shape = self.layout.shape(kind.labels, kind.width, batched=batched)
         return self.dialect.expand(value.text, shape)
@@ -226,7 +214,7 @@ class _Writer:
         """The output a value ends up in, for its name."""
         op = self.program.ops[number]
         while not isinstance(op, Output):
-            number = self.users[number][0]
+            number = self.readers[number][0]
             op = self.program.ops[number]
         return self.layout.outputs[op.tensor].removeprefix("out_")
 
@@ -236,25 +224,19 @@ class _Writer:
         source = self.values[op.args[0]]
         order = len(op.labels)
         marks = [":" if axis in op.axes else "None" for axis in range(order)]
-        lazy = frozenset(op.axes[axis] for axis in source.lazy)
-        lazy |= frozenset(range(order)).difference(op.axes)
-        text = f"{source.text}[..., {', '.join(marks)}, :]"
-        return replace(source, text=text, lazy=lazy, fresh=False)
+        return replace(source, text=f"{source.text}[..., {', '.join(marks)}, :]")
 
     def _reduce(self, op: Reduce) -> _Value:
         (arg,) = op.args
         source, labels = self.values[arg], self.types[arg].labels
         how = self.program.reduce
         # A mean over repeated entries is the entry; a sum is not.
-        lazy = source.lazy if how == "mean" else frozenset()
         text = source.text if how == "mean" else self._full(arg)
         places = [axis - len(labels) - 1 for axis in op.axes]
         # Reductions of reductions stay wide: half types are rounded once, before the mix.
         text = self.dialect.reduce(text, how, places, widen=not source.wide)
-        rest = [axis for axis in range(len(labels)) if axis not in op.axes]
         over = "_".join(str(labels[axis]) for axis in op.axes)
-        lazy = frozenset(rest.index(axis) for axis in lazy if axis in rest)
-        return self._assign(f"{source.stem}_{how}_{over}", text, _Value("", lazy, wide=True))
+        return self._assign(f"{source.stem}_{how}_{over}", text, _Value("", wide=True))
 
     def _move_axes(self, text: str, source: Sequence[int], target: Sequence[int]) -> str:
         return self.dialect.move_axes(text, *one_move(source, target))
@@ -282,13 +264,13 @@ class _Writer:
         text = self.dialect.concat([self._full(arg) for arg in op.args])
         wide = any(self.values[arg].wide for arg in op.args)  # the others are promoted
         name = f"in_{'_'.join(map(str, self.types[number].labels)) or 'scalar'}"
-        if len(self.users[number]) == 1:
+        if len(self.readers[number]) == 1:
             return _Value(text, wide=wide, stem=name)
         return self._assign(name, text, _Value("", wide=wide))
 
     def _mix(self, number: int, op: Mix) -> _Value:
-        if number in self.bases:
-            return _Value("", fresh=True)  # written by the sum that is accumulated into it
+        if number in self.owned.within:
+            return _Value("")  # written by the sum that is accumulated into it
         (arg,) = op.args
         source, feature = self.values[arg], self.program.ops[arg]
         weight = self._weight(op)
@@ -310,13 +292,13 @@ class _Writer:
                 self.lines.append(f"{mixed} = {text}")
                 text = mixed
             self._split(text, slices)
-            return _Value("", source.lazy)
+            return _Value("")
         if not source.text:
-            return _Value(text, shared=True, stem=op.weight)
+            return _Value(text, stem=op.weight)
         name = f"to_{self._destination(number)}"
-        if all(isinstance(self.program.ops[user], Mix) for user in self.users[number]):
+        if all(isinstance(self.program.ops[reader], Mix) for reader in self.readers[number]):
             name = f"hidden_{'_'.join(map(str, self.types[number].labels))}"
-        return self._assign(name, text, _Value("", source.lazy))
+        return self._assign(name, text)
 
     def _batch_mix(self, number: int, op: BatchMix) -> _Value:
         """One product for all members; or one each, where the dialect has no batches."""
@@ -342,11 +324,10 @@ class _Writer:
             batch = self.batches[number] = self._new("mixed")
             self.lines.append(f"{batch} = {batching.multiply(source, self.stacks[op.weights])}")
             shape = self.layout.shape(members[0], cols)
-            if any(self._reads_pick(user) for user in self.users[number]):
+            if any(self._reads_pick(user) for user in self.readers[number]):
                 parts = batching.members(batch, count, shape)
                 self.lines.append(f"{wrapped(names, bare=True)} = {parts}")
-        shared = batching is not None
-        self.members[number] = [_Value(name, shared=shared, stem=name) for name in names]
+        self.members[number] = [_Value(name, stem=name) for name in names]
         return _Value("")
 
     def _joined(self, args: Sequence[int]) -> str:
@@ -357,7 +338,7 @@ class _Writer:
 
     def _reads_pick(self, pick: int) -> bool:
         """False if a pick is read by batches alone that take their batch as it lies."""
-        for user in self.users[pick]:
+        for user in self.readers[pick]:
             op = self.program.ops[user]
             if not isinstance(op, BatchMix) or batch_behind(self.program.ops, op) is None:
                 return True
@@ -383,59 +364,51 @@ class _Writer:
 
     def _split(self, text: str, slices: Sequence[int]) -> None:
         """Name all slices of a value at once: one op backward instead of one per slice."""
-        names = [self._new(f"to_{self._destination(user)}") for user in slices]
+        names = [self._new(f"to_{self._destination(piece)}") for piece in slices]
         self.pieces.update(zip(slices, names, strict=True))
-        widths = [self.types[user].width for user in slices]
+        widths = [self.types[piece].width for piece in slices]
         self.lines.append(f"{wrapped(names, bare=True)} = {self.dialect.split(text, widths)}")
 
     def _tiling(self, number: int) -> list[int]:
         """The readers of a value, if they are slices that cover its channels in order."""
-        place, users = 0, self.users[number]
-        for user in users:
-            op = self.program.ops[user]
+        place, readers = 0, self.readers[number]
+        for reader in readers:
+            op = self.program.ops[reader]
             if not isinstance(op, Slice) or op.start != place:
                 return []
             place = op.stop
-        return list(users) if place == self.types[number].width and len(users) > 1 else []
+        return list(readers) if place == self.types[number].width and len(readers) > 1 else []
 
     # -- sums -------------------------------------------------------------------------------
 
-    def _add(self, number: int, op: Add) -> _Value:
-        embeds = [arg for arg in op.args if self._total_of(arg) == number]
-        plain = [arg for arg in op.args if arg not in embeds]
-        name = f"sum_{self._destination(number)}"
-        total, sources = None, 0
-        if number in self.accumulations:
-            total = self._accumulate(self.accumulations[number], plain, name)
-            sources = -1  # the anchors cover everything
-        elif plain:
-            values = [self.values[arg] for arg in plain]
-            lazy = frozenset.intersection(*(value.lazy for value in values))
-            for arg in plain:
-                sources |= self.sources[arg]
-            if len(values) == 1:
-                alone = len(self.users[plain[0]]) == 1
-                total = replace(values[0], fresh=values[0].fresh and alone)
-            else:
-                texts = [value.text for value in values]
-                batched = any(self.types[arg].batched for arg in plain)
-                wide = any(value.wide for value in values)
-                target = self._new(name)
-                self.lines.append(_sum(target, texts[:_TERMS]))
-                # A long sum in one expression would exceed the parser's depth.
-                for start in range(_TERMS, len(texts), _TERMS):
-                    self.lines.append(_sum(target, [target, *texts[start : start + _TERMS]]))
-                total = _Value(target, lazy, fresh=batched, wide=wide, stem=target)
-        for arg in embeds:
-            total = self._embed(arg, total, sources)
-            sources |= self.sources[arg]
+    def _add(self, number: int) -> _Value:
+        made = self.owned.sums[number]
+        total = self._plain(made, f"sum_{self._destination(number)}") if made.plain else None
+        for place, arg in enumerate(made.embeds):
+            owned, covered = made.owned or place > 0, arg in made.covered
+            total = self._embed(arg, total, owned=owned, covered=covered)
         assert total is not None, "a sum has operands"
         slices = self._tiling(number)
         if slices:
             self._split(total.text, slices)
         return total
 
-    def _accumulate(self, accumulation: Accumulation, plain: list[int], name: str) -> _Value:
+    def _plain(self, made: Sum, name: str) -> _Value:
+        """The sum of everything but embeddings."""
+        if made.accumulation:
+            return self._accumulate(made.accumulation, made.plain, name)
+        values = [self.values[arg] for arg in made.plain]
+        if len(values) == 1:
+            return values[0]
+        texts = [value.text for value in values]
+        target = self._new(name)
+        self.lines.append(_sum(target, texts[:_TERMS]))
+        # A long sum in one expression would exceed the parser's depth.
+        for start in range(_TERMS, len(texts), _TERMS):
+            self.lines.append(_sum(target, [target, *texts[start : start + _TERMS]]))
+        return _Value(target, wide=any(value.wide for value in values), stem=target)
+
+    def _accumulate(self, accumulation: Accumulation, plain: Sequence[int], name: str) -> _Value:
         """Write the mix that is the base of a sum, and add all other plain terms to it."""
         op = self.program.ops[accumulation.base]
         assert isinstance(op, Mix), "a base is a mix"
@@ -451,16 +424,12 @@ class _Writer:
         self.lines += [
             f"{target} += {self.values[arg].text}" for arg in plain if arg != accumulation.base
         ]
-        return _Value(target, fresh=True, stem=target)
+        return _Value(target, stem=target)
 
-    def _total_of(self, number: int) -> int | None:
-        """The sum that an embedding is written straight into, if there is one."""
-        users = self.users[number]
-        alone = isinstance(self.program.ops[number], Embed) and len(users) == 1
-        return users[0] if alone and isinstance(self.program.ops[users[0]], Add) else None
-
-    def _embed(self, number: int, total: _Value | None, sources: int = 0) -> _Value:
-        """Add an embedding to `total`, which depends on `sources`."""
+    def _embed(
+        self, number: int, total: _Value | None, *, owned: bool = False, covered: bool = False
+    ) -> _Value:
+        """Add an embedding to `total`; see `Embedding` for what is owned and covered."""
         op = self.program.ops[number]
         assert isinstance(op, Embed), "only embeddings are embedded"
         value, kind = self.values[op.args[0]], self.types[number]
@@ -473,7 +442,6 @@ class _Writer:
             text = self._move_axes(text, source, places)
         firsts = {block[0] for block in blocks}
         marks = [":" if axis in firsts else "None" for axis in range(order)]
-        owned = total is not None and total.fresh and not total.lazy
         target = total.text if total and owned else self._new(f"sum_{self._destination(number)}")
         self.lines += self.dialect.embed(
             Embedding(
@@ -483,7 +451,7 @@ class _Writer:
                 view=lambda whole: self._diagonal(whole, blocks),
                 total=total.text if total else None,
                 owned=owned,
-                covered=not self.sources[number] & ~sources,
+                covered=covered,
                 shape=self.layout.shape(kind.labels, kind.width),
                 equal=tuple(
                     (block, self.layout.size(kind.labels[block[0]]))
@@ -495,7 +463,7 @@ class _Writer:
         )
         # Whatever the dialect, an embedding has full extent: totals and values are broadcast.
         wide = value.wide or (total is not None and total.wide)
-        return _Value(target, fresh=True, wide=wide, stem=target)
+        return _Value(target, wide=wide, stem=target)
 
 
 def _sum(target: str, terms: Sequence[str]) -> str:

@@ -58,12 +58,12 @@ def footprint(program: Program, sizes: Mapping[Label, int]) -> Footprint:
             kind = accountant.types[number]
             held += prod(sizes[label] for label in kind.labels) * kind.width
         sources = frozenset().union(*(storage[arg] for arg in op.args))
-        deferred = number in accountant.deferred
-        reads.append(frozenset() if deferred else sources)
+        later = number in accountant.owned.within
+        reads.append(frozenset() if later else sources)
         if new.terms:
             storage.append(frozenset([number]))
         else:
-            storage.append(sources if deferred or not op.args else storage[op.args[0]])
+            storage.append(sources if later or not op.args else storage[op.args[0]])
     outputs = [number for number, op in enumerate(program.ops) if isinstance(op, Output)]
     kept = frozenset().union(*(storage[number] for number in outputs))
     return Footprint(

@@ -18,24 +18,19 @@ from symcompile.ir import (
     Accumulation,
     Add,
     BatchMix,
-    Broadcast,
     Concat,
     Const,
-    Diagonal,
     Embed,
     Input,
     Mix,
     Op,
     Output,
-    Pick,
     Program,
     Reduce,
-    Slice,
-    Transpose,
-    accumulations,
+    Sum,
     batch_behind,
     lazy_axes,
-    sources_of,
+    ownership,
     types_of,
 )
 
@@ -88,7 +83,7 @@ def work_of(program: Program) -> tuple[Work, ...]:
 
 
 class Accountant:
-    """Work and storage of a program's ops, worked out from types, lazy axes and layouts."""
+    """Work and storage of ops, worked out from types, lazy axes, layouts and ownership."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -96,28 +91,7 @@ class Accountant:
         self.shapes = dict(program.weights)
         self.lazy = lazy_axes(program)
         self.layouts = layouts_of(program, [len(kind.labels) for kind in self.types], self.lazy)
-        self.sources = sources_of(program)
-        self.accumulations = accumulations(program)
-        self.readers: list[list[int]] = [[] for _ in program.ops]
-        for number, op in enumerate(program.ops):
-            for arg in op.args:
-                self.readers[arg].append(number)
-        # Mixes that a sum is accumulated into are written by the sum, with the stack they read.
-        bases = [accumulation.base for accumulation in self.accumulations.values()]
-        stacks = [program.ops[base].args[0] for base in bases]
-        self.deferred = {
-            *bases,
-            *(
-                k
-                for k in stacks
-                if isinstance(program.ops[k], Concat) and len(self.readers[k]) == 1
-            ),
-        }
-        self.fresh: list[bool] = []  # a new array that nothing else reads
-        self.shared: list[bool] = []  # a view of an array with other views
-        for number, op in enumerate(program.ops):
-            self.fresh.append(self._is_fresh(number, op))
-            self.shared.append(self._is_shared(op))
+        self.owned = ownership(program, self.types, self.lazy)
 
     def works(self) -> tuple[Work, ...]:
         """The work of every op."""
@@ -126,28 +100,26 @@ class Accountant:
     def storage_of(self, number: int) -> tuple[Polynomial, Polynomial]:
         """Entries an op makes storage for, and entries it needs on top while it runs."""
         op = self.program.ops[number]
+        if number in self.owned.within or number in self.owned.unmade:
+            return _NOTHING, _NOTHING
         match op:
             case Input(tensor=tensor) if moves_on_the_way_in(self.program.inputs[tensor]):
                 return self._whole(number), _NOTHING
-            case Const() if self._is_written(number):
+            case Const() | Embed():
                 return self._whole(number), _NOTHING
             case Reduce(args=(arg,)):
                 lazy = self.program.reduce == "sum" and self.lazy[arg]
                 return self._extent(number), self._whole(arg) if lazy else _NOTHING
-            case Concat() | Mix() if number in self.deferred:
-                return _NOTHING, _NOTHING  # written by the sum that is accumulated into the mix
             case Concat():
                 copies = [self._whole(arg) for arg in op.args if self.lazy[arg]]
                 return self._whole(number), Polynomial.sum(copies)
-            case Mix(args=(arg,)) if self._is_written(arg):
+            case Mix(args=(arg,)) if arg not in self.owned.unmade:
                 copied = not self.layouts[arg].in_rows
                 return self._extent(number), self._extent(arg) if copied else _NOTHING
             case BatchMix():
                 return self._whole(number), Polynomial.sum(self._batched(op))
-            case Embed() if self._sum_of(number) is None:
-                return self._whole(number), _NOTHING
             case Add():
-                return self._sum_storage(number, op)
+                return self._sum_storage(number)
             case Output():
                 times = self._copies_out(op)
                 whole = self._whole(number)
@@ -156,54 +128,13 @@ class Accountant:
 
     # -- facts ----------------------------------------------------------------------------------
 
-    def _is_written(self, number: int) -> bool:
-        """False for a constant that mixes alone read: they are the weights themselves."""
-        constant = isinstance(self.program.ops[number], Const)
-        mixes = all(isinstance(self.program.ops[k], Mix) for k in self.readers[number])
-        return not (constant and mixes)
-
-    def _is_fresh(self, number: int, op: Op) -> bool:
-        if isinstance(op, Add):
-            embeds, plain = self._summands(number, op)
-            if embeds or len(plain) > 1:
-                return self.types[number].batched
-        return isinstance(op, Embed)
-
-    def _is_shared(self, op: Op) -> bool:
-        match op:
-            case Slice() | Pick():
-                return True
-            case Mix(args=(arg,)):
-                return not self._is_written(arg)
-            case Broadcast(args=(arg,)) | Transpose(args=(arg,)) | Diagonal(args=(arg,)):
-                return self.shared[arg]
-        return False
-
-    def _summands(self, number: int, op: Add) -> tuple[list[int], list[int]]:
-        """Embeddings written straight into a sum, and everything else."""
-        embeds = [arg for arg in op.args if self._sum_of(arg) == number]
-        return embeds, [arg for arg in op.args if arg not in embeds]
-
-    def _sum_of(self, number: int) -> int | None:
-        """The sum that an embedding is written straight into, if there is one."""
-        readers = self.readers[number]
-        alone = isinstance(self.program.ops[number], Embed) and len(readers) == 1
-        return readers[0] if alone and isinstance(self.program.ops[readers[0]], Add) else None
-
-    def _owned(self, plain: list[int], lazy: frozenset[int]) -> bool:
-        """True if embeddings are added in place to the sum of `plain`."""
-        if len(plain) == 1:
-            return self.fresh[plain[0]] and len(self.readers[plain[0]]) == 1 and not lazy
-        batched = any(self.types[arg].batched for arg in plain)
-        return bool(plain) and batched and not lazy
-
     def _copies_out(self, op: Output) -> int:
         """How often an output is copied: to full extent, out of a shared array, to merge axes."""
         (arg,) = op.args
         tensor = self.program.outputs[op.tensor]
         lazy = bool(self.lazy[arg])
         order = range(len(tensor.labels)) if lazy else self.layouts[arg].order
-        return lazy + self.shared[arg] + moves_on_the_way_out(tensor, order)
+        return lazy + (arg in self.owned.shared) + moves_on_the_way_out(tensor, order)
 
     def _extent(self, value: int, lazy: frozenset[int] | None = None) -> Polynomial:
         """Entries actually stored."""
@@ -221,7 +152,7 @@ class Accountant:
         match op:
             case Input(tensor=tensor) if moves_on_the_way_in(self.program.inputs[tensor]):
                 return self._copy(number)
-            case Const() if self._is_written(number):
+            case Const() if number not in self.owned.unmade:
                 return Work(_NOTHING, self._whole(number), _NOTHING, 1)
             case Reduce(args=(arg,)):
                 if self.program.reduce == "mean":
@@ -233,13 +164,13 @@ class Accountant:
                 size = self._whole(number)
                 copies = [self._expanded(arg) for arg in op.args]
                 return total_work([*copies, Work(size, size, _NOTHING, 1)])
-            case Mix(args=(arg,)) if self._is_written(arg):
+            case Mix(args=(arg,)) if arg not in self.owned.unmade:
                 return self._mix(number, op)
             case BatchMix(weights=weights):
                 return self._batch_mix(number, op, weights)
             case Add():
-                return self._add(number, op)
-            case Embed(args=(arg,)) if self._sum_of(number) is None:
+                return self._add(number)
+            case Embed(args=(arg,)) if number not in self.owned.within:
                 return total_work([self._zeros(number), self._onto_diagonal(arg)])
             case Output(args=(arg,)):
                 times = self._copies_out(op)
@@ -272,39 +203,32 @@ class Accountant:
             return []
         return [self._whole(arg) for arg in op.args]
 
-    def _add(self, number: int, op: Add) -> Work:
-        embeds, plain = self._summands(number, op)
-        if number in self.accumulations:
-            return self._accumulate(number, self.accumulations[number], embeds, plain)
+    def _add(self, number: int) -> Work:
+        made = self.owned.sums[number]
+        if made.accumulation:
+            return self._accumulate(number, made, made.accumulation)
         parts: list[Work] = []
         lazy = frozenset(range(len(self.types[number].labels)))
-        sources = 0
-        for place, arg in enumerate(plain):
+        for place, arg in enumerate(made.plain):
             before = self._extent(number, lazy)
             lazy &= self.lazy[arg]
-            sources |= self.sources[arg]
             if place:
                 after = self._extent(number, lazy)
                 parts.append(Work(before + self._extent(arg), after, after, 1))
         whole = self._whole(number)
-        owned = self._owned(plain, lazy)
-        for arg in embeds:
-            if not owned:
+        for place, arg in enumerate(made.embeds):
+            if not place and not made.owned:
                 parts.append(self._zeros(number))
-                if plain:
+                if made.plain:
                     parts.append(Work(whole + self._extent(number, lazy), whole, whole, 1))
-            elif self.sources[arg] & ~sources:
+            elif arg not in made.covered:
                 # A zero that depends on the embedding is added first, for vmap's sake.
                 one = Polynomial.of(())
                 parts.append(Work(whole + one, whole + one, whole, 2))
             parts.append(self._onto_diagonal(self.program.ops[arg].args[0]))
-            sources |= self.sources[arg]
-            owned = True
         return total_work(parts)
 
-    def _accumulate(
-        self, number: int, accumulation: Accumulation, embeds: list[int], plain: list[int]
-    ) -> Work:
+    def _accumulate(self, number: int, made: Sum, accumulation: Accumulation) -> Work:
         """Sums in place: the matmul itself is the mix's."""
         op = self.program.ops[accumulation.base]
         assert isinstance(op, Mix), "a base is a mix"
@@ -313,30 +237,28 @@ class Accountant:
         anchor = Work(weight + one, weight + one, weight, 2)
         terms = [
             Work(whole + self._extent(arg), whole, whole, 1)
-            for arg in plain
+            for arg in made.plain
             if arg != accumulation.base
         ]
-        diagonals = [self._onto_diagonal(self.program.ops[arg].args[0]) for arg in embeds]
+        diagonals = [self._onto_diagonal(self.program.ops[arg].args[0]) for arg in made.embeds]
         return total_work([anchor * len(accumulation.anchors), *terms, *diagonals])
 
-    def _sum_storage(self, number: int, op: Add) -> tuple[Polynomial, Polynomial]:
-        if number in self.accumulations:
-            arg = self.program.ops[self.accumulations[number].base].args[0]
-            stacked = arg in self.deferred or not self.layouts[arg].in_rows
-            return self._whole(number), self._extent(arg) if stacked else _NOTHING
-        embeds, plain = self._summands(number, op)
-        whole = self._whole(number)
-        lazies = [self.lazy[arg] for arg in plain]
-        lazy = frozenset.intersection(*lazies) if lazies else frozenset()
-        if embeds and not self._owned(plain, lazy):
-            return whole, whole if plain else _NOTHING
-        if embeds and any(self.sources[arg] & ~self.sources[plain[0]] for arg in embeds):
+    def _sum_storage(self, number: int) -> tuple[Polynomial, Polynomial]:
+        made, whole = self.owned.sums[number], self._whole(number)
+        if made.accumulation:
+            (arg,) = self.program.ops[made.accumulation.base].args
+            stacked = arg in self.owned.within or not self.layouts[arg].in_rows
+            return whole, self._extent(arg) if stacked else _NOTHING
+        if made.embeds and not made.owned:
+            return whole, whole if made.plain else _NOTHING
+        if len(made.covered) < len(made.embeds):
             return whole, whole
-        if len(plain) == 1:
+        if len(made.plain) == 1:
             return _NOTHING, _NOTHING
-        before = self._extent(number, frozenset.intersection(*lazies[:-1]))
         # Of a + b + c the first sum is alive while the second is written.
-        return self._extent(number, lazy), before if len(plain) > 2 else _NOTHING
+        lazy = frozenset.intersection(*(self.lazy[arg] for arg in made.plain[:-1]))
+        before = self._extent(number, lazy) if len(made.plain) > 2 else _NOTHING
+        return self._extent(number), before
 
     def _copy(self, number: int) -> Work:
         return Work(self._whole(number), self._whole(number), _NOTHING, 1)

@@ -26,7 +26,9 @@ from symcompile.ir.ops import (
     Slice,
     Transpose,
 )
+from symcompile.ir.ownership import Ownership, Sum, ownership
 from symcompile.ir.program import Program, types_of, verify
+from symcompile.ir.readers import readers_of
 from symcompile.ir.sources import sources_of
 from symcompile.ir.text import parse_program, print_program
 from symcompile.ir.types import Tensor, Type
@@ -45,10 +47,12 @@ __all__ = [
     "Mix",
     "Op",
     "Output",
+    "Ownership",
     "Pick",
     "Program",
     "Reduce",
     "Slice",
+    "Sum",
     "Tensor",
     "Term",
     "Transpose",
@@ -58,8 +62,10 @@ __all__ = [
     "diagrams_of",
     "grouped",
     "lazy_axes",
+    "ownership",
     "parse_program",
     "print_program",
+    "readers_of",
     "sources_of",
     "types_of",
     "verify",

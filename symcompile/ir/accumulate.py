@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from symcompile.ir.extent import lazy_axes
 from symcompile.ir.ops import Add, Broadcast, Const, Embed, Mix
 from symcompile.ir.program import Program, types_of
+from symcompile.ir.readers import readers_of
 from symcompile.ir.sources import sources_of
 
 __all__ = ["MOST_ANCHORS", "Accumulation", "accumulations"]
@@ -45,10 +46,7 @@ def accumulations(program: Program) -> dict[int, Accumulation]:
     if not program.in_place:
         return {}
     types, lazy, sources = types_of(program), lazy_axes(program), sources_of(program)
-    readers: list[list[int]] = [[] for _ in program.ops]
-    for number, op in enumerate(program.ops):
-        for arg in op.args:
-            readers[arg].append(number)
+    readers = readers_of(program)
     shapes = dict(program.weights)
 
     def is_base(arg: int, total: int) -> bool:
@@ -59,7 +57,7 @@ def accumulations(program: Program) -> dict[int, Accumulation]:
             and not isinstance(program.ops[op.args[0]], Const)
             and types[arg].batched
             and not lazy[arg]
-            and readers[arg] == [total]
+            and readers[arg] == (total,)
         )
 
     found: dict[int, Accumulation] = {}

@@ -25,6 +25,7 @@ from symcompile.ir import (
     Type,
     accumulations,
     lazy_axes,
+    readers_of,
     types_of,
 )
 from symcompile.planner.decisions import BatchPlan
@@ -104,7 +105,7 @@ def _groups(program: Program) -> list[_Group]:
     if not alike:
         return []
     lazy, uses = lazy_axes(program), Counter(_weights_used(program))
-    readers = Counter(arg for op in program.ops for arg in op.args)
+    readers = readers_of(program)
     own = {accumulation.base for accumulation in accumulations(program).values()}
     groups = []
     for mixes in alike.values():
@@ -112,7 +113,7 @@ def _groups(program: Program) -> list[_Group]:
         for number, op in mixes.items():
             whole = (op.rows, op.cols) == tuple((0, side) for side in shapes[op.weight])
             stack = program.ops[op.args[0]]
-            alone = isinstance(stack, Concat) and readers[op.args[0]] == 1
+            alone = isinstance(stack, Concat) and len(readers[op.args[0]]) == 1
             features = stack.args if alone else op.args
             if (
                 whole

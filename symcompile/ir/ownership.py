@@ -1,0 +1,144 @@
+"""Which values own their memory, and how sums are put together from what they own.
+
+In: a Program. Out: an `Ownership`. Code generation writes by it and the cost model counts by it, so
+what is paid for is what is written.
+
+The one thing to know: a sum adds up its plain operands first and then lays embeddings on its
+diagonals, in place. That needs an array of full extent that nothing else refers to. Where the plain
+operands do not make one (a view, a value that others read too, a sum without batch axes), the first
+embedding makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from symcompile.ir.accumulate import Accumulation, accumulations
+from symcompile.ir.ops import (
+    Add,
+    Broadcast,
+    Concat,
+    Const,
+    Diagonal,
+    Embed,
+    Mix,
+    Pick,
+    Slice,
+    Transpose,
+)
+from symcompile.ir.program import Program
+from symcompile.ir.readers import readers_of
+from symcompile.ir.sources import sources_of
+from symcompile.ir.types import Type
+
+__all__ = ["Ownership", "Sum", "ownership"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """How one `add` is put together.
+
+    Attributes:
+        plain: operands added up first.
+        embeds: operands laid on its diagonals after them, in order: embeddings nothing else reads.
+        owned: True if the plain operands make a new array of full extent that nothing else refers
+            to, so that the first embedding is added in place. The others always are.
+        covered: those of `embeds` that depend on no input and no weight that the sum does not
+            depend on by then; the others may have batch axes under vmap that the sum lacks.
+        accumulation: the mix whose product everything else is added to, if there is one.
+    """
+
+    plain: tuple[int, ...]
+    embeds: tuple[int, ...]
+    owned: bool
+    covered: frozenset[int]
+    accumulation: Accumulation | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Who owns what, by number of the value.
+
+    Attributes:
+        shared: views of an array that does not belong to them alone: a part of it, or a weight.
+        unmade: constants that mixes alone read. They are never made, and the mixes are the weights.
+        within: values with no array of their own, and the sum they are written as a part of:
+            its embeddings, the mix that it is accumulated into, and the stack this mix reads.
+        sums: every `add`.
+    """
+
+    shared: frozenset[int]
+    unmade: frozenset[int]
+    within: Mapping[int, int]
+    sums: Mapping[int, Sum]
+
+
+def ownership(program: Program, types: Sequence[Type], lazy: Sequence[frozenset[int]]) -> Ownership:
+    """Work out who owns what.
+
+    Args:
+        types: of every value (`types_of`).
+        lazy: the lazy axes of every value (`lazy_axes`).
+    """
+    ops, readers = program.ops, readers_of(program)
+    sources, accumulated = sources_of(program), accumulations(program)
+    fresh: set[int] = set()  # new arrays that nothing else refers to, made by sums and embeddings
+    shared: set[int] = set()
+    unmade: set[int] = set()
+    within: dict[int, int] = {}
+    sums: dict[int, Sum] = {}
+
+    def makes_an_array(plain: Sequence[int]) -> bool:
+        if len(plain) == 1:
+            return plain[0] in fresh and len(readers[plain[0]]) == 1
+        # Embeddings have batch axes always, and a sum of constants has none.
+        return any(types[arg].batched for arg in plain)
+
+    for number, op in enumerate(ops):
+        match op:
+            case Const() if all(isinstance(ops[reader], Mix) for reader in readers[number]):
+                unmade.add(number)
+            case Slice() | Pick():
+                shared.add(number)
+            case Mix(args=(arg,)) if arg in unmade:
+                shared.add(number)
+            case Transpose(args=(arg,)) | Diagonal(args=(arg,)) | Broadcast(args=(arg,)):
+                if arg in shared:
+                    shared.add(number)
+            case Embed():
+                fresh.add(number)
+            case Add(args=args):
+                embeds = tuple(
+                    arg for arg in args if isinstance(ops[arg], Embed) and len(readers[arg]) == 1
+                )
+                within.update(dict.fromkeys(embeds, number))
+                plain = tuple(arg for arg in args if arg not in embeds)
+                accumulation = accumulated.get(number)
+                if accumulation:
+                    within[accumulation.base] = number
+                    (stack,) = ops[accumulation.base].args
+                    if isinstance(ops[stack], Concat) and len(readers[stack]) == 1:
+                        within[stack] = number
+                new = accumulation is not None or makes_an_array(plain)
+                # Anchors make an accumulated sum depend on all that is added to it.
+                covered = embeds if accumulation else _covered(plain, embeds, sources)
+                full = new and not frozenset.intersection(*(lazy[arg] for arg in plain))
+                sums[number] = Sum(plain, embeds, full, frozenset(covered), accumulation)
+                if new or embeds:
+                    fresh.add(number)
+                elif len(plain) == 1 and plain[0] in shared:
+                    shared.add(number)
+    return Ownership(frozenset(shared), frozenset(unmade), within, sums)
+
+
+def _covered(plain: Sequence[int], embeds: Sequence[int], sources: Sequence[int]) -> list[int]:
+    """The embeddings whose sources are all among those of what comes before them in the sum."""
+    found, before = [], 0
+    for arg in plain:
+        before |= sources[arg]
+    for arg in embeds:
+        if not sources[arg] & ~before:
+            found.append(arg)
+        before |= sources[arg]
+    return found
