@@ -94,7 +94,7 @@ FUNCTIONS = {
         *["is_autocast_enabled", "get_autocast_dtype", "cat", "split", "movedim", "diagonal"],
         *["expand", "contiguous", "clone", "reshape", "new_zeros", "add_", "ones"],
         *["weights", "dict", "bmm", "transpose", "unbind", "stack", "detach", "any", "pop"],
-        *["getattr", "_save_to_state_dict", "_load_from_state_dict"],
+        *["_mean", "is_grad_enabled", "getattr", "_save_to_state_dict", "_load_from_state_dict"],
     },
     "jax": {
         *["_read", "_check", "_common_dtype", "_flatten", "_place", "_draw", "_weights", "_equal"],

@@ -519,3 +519,24 @@ def test_one_is_never_broadcast_to_six() -> None:
     bound = sc.compile({"b": (1,)}, in_channels=1, out_channels=1, sizes={1: 6})
     with pytest.raises(sc.ShapeError, match=r"expected \(6, 1\)"):
         bound({"b": torch.ones(1, 1)})
+
+
+def test_the_gradient_of_a_mean_is_divided_before_it_is_repeated() -> None:
+    layer = sc.compile({"w": (0, 1)}, {"r": (0,), "c": (1,)}, in_channels=2, out_channels=2)
+    x = {"w": torch.randn(6, 5, 2, requires_grad=True)}
+    divided = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if func.overloadpacket is torch.ops.aten.div:
+                divided.append(result.numel())
+            return result
+
+    with Watch():
+        y = layer(x)
+        (y["r"].sum() + y["c"].sum()).backward()
+    assert divided
+    assert max(divided) < x["w"].numel()
+    with torch.no_grad():
+        close(layer(x), y)  # without a gradient it is torch's own mean

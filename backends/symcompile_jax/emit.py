@@ -179,7 +179,7 @@ class _Jax:
     def concat(self, values: Sequence[str]) -> str:
         return f"jnp.concatenate({wrapped(values, width=40)}, axis=-1)"
 
-    def reduce(self, value: str, how: str, axes: Sequence[int], *, widen: bool) -> str:
+    def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         over = str(axes[0]) if len(axes) == 1 else str(tuple(axes))
         return f"{value}.{how}(axis={over}{', dtype=wide' if widen else ''})"
 

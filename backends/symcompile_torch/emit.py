@@ -95,7 +95,7 @@ def _orthogonal(noise):
 {reading}
 
 
-def _common_dtype(leaves, weight):
+{means}def _common_dtype(leaves, weight):
     """The dtype to compute in: the inputs', unless they are integers or the weights complex.
 
     Under autocast it is autocast's, as for any matrix product.
@@ -157,6 +157,19 @@ _STACKED = '''\
         )
 '''
 
+_MEAN = '''\
+def _mean(x, dim, count, dtype=None):
+    """A mean over `count` entries.
+
+    The gradient of torch's own is as large as `x`; this one divides first and repeats a view.
+    """
+    if x.requires_grad and torch.is_grad_enabled():
+        return x.sum(dim, dtype=dtype) / count
+    return x.mean(dim, dtype=dtype)
+
+
+'''
+
 _TAKEN = {
     "SCALES",
     "STACKS",
@@ -201,6 +214,7 @@ def emit(compiled: Compiled) -> str:
         ),
         first=next(iter(kept)),
         stacks=_stacks_table(stacks, shapes),
+        means=_MEAN if any("_mean(" in line for line in parts.compute) else "",
         weights_method=_STACKED if stacks else _PLAIN,
         read=block(parts.read, 8),
         cast=block((f"{name} = {name}.to(dtype)" for name in parts.inputs), 8),
@@ -254,9 +268,12 @@ class _Torch:
     def concat(self, values: Sequence[str]) -> str:
         return f"torch.cat({wrapped(values, width=40)}, dim=-1)"
 
-    def reduce(self, value: str, how: str, axes: Sequence[int], *, widen: bool) -> str:
+    def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         dims = str(axes[0]) if len(axes) == 1 else str(tuple(axes))
-        return f"{value}.{how}(dim={dims}{', dtype=wide' if widen else ''})"
+        dtype = ", dtype=wide" if widen else ""
+        if how == "mean":
+            return f"_mean({value}, {dims}, {count}{dtype})"
+        return f"{value}.sum(dim={dims}{dtype})"
 
     def cast(self, value: str) -> str:
         return f"{value}.to(dtype)"

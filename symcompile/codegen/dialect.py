@@ -74,8 +74,13 @@ class Dialect(Protocol):
     def concat(self, values: Sequence[str]) -> str:
         """Side by side along the channels."""
 
-    def reduce(self, value: str, how: str, axes: Sequence[int], *, widen: bool) -> str:
-        """`how` is "mean" or "sum"; with `widen`, accumulated in and returned as dtype `wide`."""
+    def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
+        """A reduction over `axes`, of `count` entries each.
+
+        Args:
+            how: "mean" or "sum".
+            widen: accumulate in and return dtype `wide`.
+        """
 
     def cast(self, value: str) -> str:
         """In the dtype of the computation, `dtype`."""

@@ -233,8 +233,10 @@ class _Writer:
         # A mean over repeated entries is the entry; a sum is not.
         text = source.text if how == "mean" else self._full(arg)
         places = [axis - len(labels) - 1 for axis in op.axes]
+        sizes = [self.layout.size(labels[axis]) for axis in op.axes if axis not in self.lazy[arg]]
         # Reductions of reductions stay wide: half types are rounded once, before the mix.
-        text = self.dialect.reduce(text, how, places, widen=not source.wide)
+        count = " * ".join(sizes) or "1"
+        text = self.dialect.reduce(text, how, places, count, widen=not source.wide)
         over = "_".join(str(labels[axis]) for axis in op.axes)
         return self._assign(f"{source.stem}_{how}_{over}", text, _Value("", wide=True))
 
