@@ -217,7 +217,7 @@ def compile_layers(console: Console, zoos: list[zoo.Zoo], folder: Path) -> list[
         plan = family.layers["torch"].plan
         tensors = len(jax.tree.leaves(family.x))
         rows.append((family.name, tensors, plan.diagrams, plan.planned.mixes, f"{plan.weights:,}"))
-    table(console, ("", "tensors", "basis maps", "in matrix products", "weights"), rows)
+    table(console, ("", "tensors", "diagrams", "in mixes", "weights"), rows)
     say(
         console,
         f"{len(families) * len(BACKENDS)} layers in {seconds:.1f} s. The plan for the "

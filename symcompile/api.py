@@ -259,6 +259,7 @@ def compile_spec(
         program,
         decisions,
         done.mixes,
+        done.batches,
         done.schedule,
         seconds,
     )

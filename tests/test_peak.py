@@ -1,4 +1,4 @@
-"""The peak memory of a plan against what a forward pass really holds.
+"""The peak memory of a plan, and of what it is compared with, against what a pass really holds.
 
 In: layers and large batches, so that weights and small change do not count. The one thing to know:
 storages are followed one by one from the operation that makes them to the moment they are freed.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import symcompile as sc
+from symcompile.codegen import get_backend
+from symcompile.passes import share_equal
 from symcompile.spec import flatten_like, parse_spec, unflatten
 from tests.backend_cases import inputs
 
@@ -92,6 +95,21 @@ def test_an_embedding_covered_by_any_term_of_a_sum_makes_no_second_array(bias):
     layer = sc.compile(spec, {"y": (0, 0, 0)}, sizes={0: 9}, **channels, bias=bias, dtype="float32")
     measured = measured_peak(layer, spec, {0: 9}, 2)
     assert layer.plan.planned.peak == pytest.approx(measured, rel=0.2)
+
+
+@pytest.mark.parametrize("channels", [(4, 4), (1, 16), (16, 2)])
+@pytest.mark.parametrize(("spec", "sizes"), CASES, ids=str)
+def test_the_peaks_it_is_compared_with_are_those_of_the_reference_when_it_runs(
+    spec, sizes, channels
+):
+    options = {"in_channels": channels[0], "out_channels": channels[1], "dtype": "float32"}
+    reference = sc.compile(spec, sizes=sizes, optimize=False, **options)
+    program = share_equal(reference.compiled.program)
+    shared = get_backend("torch").build(replace(reference.compiled, program=program))
+    report = sc.plan(spec, sizes=sizes, **options)
+    for layer, figures in ((reference, report.reference), (shared, report.deduplicated)):
+        measured = measured_peak(layer, spec, sizes, channels[0])
+        assert figures.peak == pytest.approx(measured, rel=0.2)
 
 
 def test_the_meter_sees_what_is_held_and_what_is_let_go():

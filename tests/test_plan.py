@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import symcompile as sc
+from symcompile.api import compile_spec
 from symcompile.cost.objective import NOMINAL_SIZE
 from symcompile.diagrams import HalfDiagram, basis_size, half_diagrams
 from symcompile.diagrams.half import canonical_half
+from symcompile.ir import Mix
 from symcompile.planner import relative
 
 FULL = HalfDiagram(((0,), (1,)), ())
@@ -152,12 +154,31 @@ def test_weights_count_the_scalars_of_a_checkpoint():
 
 
 def test_a_plan_reduces_and_mixes_once_per_feature_and_signature():
-    # Rows, columns and all of the kernel, all of the bias; four signatures and the constant.
-    assert (plan().planned.reductions, plan().planned.mixes) == (4, 5)
+    # Rows, columns and all of the kernel, all of the bias; four signatures.
+    assert (plan().planned.reductions, plan().planned.mixes) == (4, 4)
 
 
-def test_the_reference_mixes_once_per_diagram():
-    assert plan(optimize=False).planned.mixes == plan().diagrams
+@pytest.mark.parametrize("channels", [(1, 16), (16, 1)])
+@pytest.mark.parametrize("rank", [None, 1])
+@pytest.mark.parametrize("spec", [SPEC, {"w": (0, 0, 0)}, {"w": (0, 0), "v": (0,)}], ids=str)
+def test_a_plan_mixes_once_per_matrix_however_each_is_computed(spec, rank, channels):
+    compiled = compile_spec(spec, in_channels=channels[0], out_channels=channels[1], rank=rank)
+    first = {weight.factors.into for weight in compiled.schema.weights if weight.factors}
+    mixed = {op.weight for op in compiled.program.ops if isinstance(op, Mix)}
+    assert compiled.plan.planned.mixes == len(mixed - first - {"bias"})
+
+
+def test_a_mix_in_several_matmuls_is_one():
+    info = sc.plan({"w": (0, 0, 0)}, in_channels=16, out_channels=1)
+    assert {mix.chosen for mix in info.mixes} > {"stacked"}
+    assert (info.planned.mixes, info.reference.mixes) == (4, 203)
+
+
+def test_the_reference_mixes_once_per_map():
+    maps = plan(bias=False).diagrams
+    assert plan(optimize=False).planned.mixes == plan().reference.mixes == maps
+    assert plan().deduplicated.mixes == maps
+    assert plan(optimize=False).planned.peak == plan().reference.peak
     assert plan(optimize=False).planned.launches == plan().reference.launches
 
 

@@ -16,6 +16,7 @@ from symcompile.api import compile_spec
 from symcompile.cost import total_work, work_of
 from symcompile.planner import Figures, PlanInfo
 from symcompile.planner.search import PLANNERS, cost_of
+from symcompile.terms import same_tensor
 
 MLP = {"a": {"kernel": (0, 1), "bias": (1,)}, "b": {"kernel": (1, 2), "bias": (2,)}}
 COLUMNS = ("reference", "deduplicated", "planned", "lower_bound")
@@ -36,7 +37,7 @@ def test_the_first_line_says_what_was_planned_for_what():
     info = plan(optimize="greedy", minimize="bytes", machine="a100")
     assert str(info).splitlines()[0] == (
         f"plan greedy, least bytes on a100: {info.diagrams:,} diagrams in "
-        f"{len(info.signatures)} mixes, {info.weights:,} weights"
+        f"{info.planned.mixes:,} mixes, {info.weights:,} weights"
     )
 
 
@@ -185,6 +186,24 @@ def test_an_explanation_claims_no_more_than_was_proven():
     for decision in exact.decisions:
         cost = cost_of(decision.lattice, decision.choice)
         assert cost <= decision.choice.bound * (1 + 1e-9)
+
+
+def test_batches_are_explained_with_their_alternative():
+    chain = {k: (k, k + 1) for k in range(5)}
+    plan = sc.plan(chain, in_channels=2, out_channels=2, sizes=dict.fromkeys(range(6), 8))
+    batch = next(batch for batch in plan.batches if "mix_1" in batch.weights)
+    assert batch.weights == ("mix_1", "mix_2", "mix_3", "mix_4")
+    (form, cost), (other, score) = batch.scores
+    assert (form, other) == ("batched", "separate")
+    assert cost < score
+    line = f"mixes mix_1, mix_2, mix_3 and 1 more: batched {cost:.3g}; else separate {score:.3g}"
+    assert line in plan.explain().splitlines()
+    assert any("with mix_1 and 3 more" in step.text for step in plan.steps)
+    slow = sc.Machine("slow memory", bandwidth=1e6, flops=1e12, launch=0.0)
+    sets = dict.fromkeys(range(3), ("n",))
+    kept = sc.plan(sets, terms=same_tensor, bias=False, machine=slow)
+    assert {batch.chosen for batch in kept.batches} == {"separate"}
+    assert "separate" in kept.explain()
 
 
 def test_the_reference_has_nothing_to_explain():

@@ -14,15 +14,13 @@ import symcompile as sc
 from examples.specs import transformer
 from symcompile import terms
 from symcompile.api import compile_spec
-from symcompile.cost import total_work, work_of
 from symcompile.diagrams import Diagram
-from symcompile.ir import Mix, Reduce, diagrams_of, verify
+from symcompile.ir import diagrams_of, verify
 from symcompile.lower import lower_factored, lower_reference
-from symcompile.passes import share_equal
-from symcompile.planner.baseline import baseline
 from symcompile.spec import parse_spec
 from symcompile.weights.cover import dense_pieces
 from tests.backend_cases import SPEC, inputs
+from tests.baselines import held_to_programs
 
 MLP = {"Dense_0": {"kernel": (0, 1), "bias": (1,)}, "Dense_1": {"kernel": (1, 2), "bias": (2,)}}
 SPECS = {
@@ -232,16 +230,7 @@ def test_any_part_of_a_basis_is_summed_once_and_costs_what_the_baseline_says(nam
     assert [diagrams_of(verify(program)) for _, program in part.stages] == [meaning] * len(
         part.stages
     )
-    agrees(part.schema, reference)
-
-
-def agrees(schema, reference):
-    """The figures of the baseline are those of the programs themselves."""
-    for share, program in ((False, reference), (True, share_equal(reference))):
-        found = baseline(schema, share=share)
-        assert found.work == total_work(work_of(program))
-        assert found.mixes == sum(isinstance(op, Mix) for op in program.ops)
-        assert found.reductions == sum(isinstance(op, Reduce) for op in program.ops)
+    held_to_programs(part.schema)
 
 
 def test_the_schema_depends_on_no_plan():

@@ -241,10 +241,11 @@ def _mixes(compiled: Compiled, console: Console) -> None:
             )
         table.add_row(weight.name, Text(_signature(weight.signature)), *figures)
     console.print(table)
+    mixes = compiled.plan.planned.mixes
     console.print(
         Text(
-            f"{maps + constants:,} diagrams: {maps:,} maps and {constants:,} constants (bias); "
-            f"{compiled.program.weight_count:,} weights"
+            f"{maps + constants:,} diagrams: {maps:,} maps in {mixes:,} mixes and {constants:,} "
+            f"constants (bias); {compiled.program.weight_count:,} weights"
         )
     )
 

@@ -33,4 +33,4 @@ class CompiledLayer:
     def describe(self) -> str:
         """The layer in one line."""
         plan = self.compiled.plan
-        return f"{plan.diagrams} diagrams, {len(plan.signatures)} mixes, {plan.weights} weights"
+        return f"{plan.diagrams} diagrams, {plan.planned.mixes} mixes, {plan.weights} weights"

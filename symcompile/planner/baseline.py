@@ -10,12 +10,13 @@ is ever enumerated. Tests hold every figure to the work of the programs themselv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from symcompile.cost import Polynomial, Work, total_work
-from symcompile.cost.layout import moves_on_the_way_in, moves_on_the_way_out
+from symcompile.cost.layout import layouts_of, moves_on_the_way_in, moves_on_the_way_out
 from symcompile.diagrams import HalfDiagram
+from symcompile.ir import Input, Program
 from symcompile.spec import Label
 from symcompile.weights import Column, Row, Schema, Weight
 
@@ -24,11 +25,12 @@ __all__ = ["Baseline", "baseline"]
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Work and op counts of the reference program.
+    """Work and counts of the reference program.
 
     Attributes:
         work: everything the program does.
-        reductions, mixes: how many of its ops reduce, and mix channels.
+        reductions: how many of its ops reduce.
+        mixes: how often it mixes channels of features: once for every map, the bias not counted.
     """
 
     work: Work
@@ -43,13 +45,12 @@ def baseline(schema: Schema, *, share: bool) -> Baseline:
     written, multiplied = _constants(schema, share=share)
     parts += _moves(schema, bare_bias=not multiplied)
     parts.append(Work(written=Polynomial.of((), written), launches=written))
-    mixes = 0
+    torn = torn_inputs(schema)
     for weight in schema.weights:
         columns = weight.columns
         count = max(len(weight.rows), 1)
         features = _Features(count, weight.shape[0] if weight.rows else 1)
-        by_order = _by_order(weight)
-        mixes += count * len(columns)
+        by_order = _by_order(weight, torn)
         if weight.factors is None:
             # A constant that is not spread is the weight itself.
             worked = [c for c in columns if weight.rows or c.half.closed or multiplied]
@@ -59,11 +60,11 @@ def baseline(schema: Schema, *, share: bool) -> Baseline:
         inner = weight.factors.inner
         kinds = {(schema.outputs[c.tensor].labels, c.half): c for c in columns}
         first = list(kinds.values()) if share else columns
-        mixes += count * len(first)
         parts += [_mix(c, inner, features, _copied(c, by_order), schema) for c in first]
         hidden = _Features(count, inner * count)
         parts += [_mix(c, c.width, hidden, _Features(), schema) for c in columns]
     parts += _sums(schema)
+    mixes = sum(len(weight.rows) * len(weight.columns) for weight in schema.weights)
     return Baseline(total_work(parts), reductions, mixes)
 
 
@@ -103,7 +104,7 @@ def _embeds(schema: Schema, *, share: bool) -> Iterator[Work]:
         for labels, half in columns:
             yield _embed(labels, half, width, max(len(weight.rows), 1))
     for (labels, half), weights in met.items():
-        if not _merges(half):
+        if not merges(half):
             continue
         constants = sum(not weight.rows for weight in weights)
         # Where several matrices cover a signature, two may have a row in common.
@@ -123,13 +124,14 @@ def _reduce(row: Row, schema: Schema) -> Work:
     return Work(read, Polynomial.of(kept, row.width), read, 1)
 
 
-def _merges(half: HalfDiagram) -> bool:
+def merges(half: HalfDiagram) -> bool:
+    """True if some block has several axes, so that a value is embedded on its diagonal."""
     return any(len(block) > 1 for block in half.propagating + half.closed)
 
 
 def _embed(labels: Sequence[Label], half: HalfDiagram, width: int, count: int) -> Work:
     """Zeros of full size and a write on the diagonals, for `count` features of `width` in all."""
-    if not _merges(half):
+    if not merges(half):
         return Work()
     stored = Polynomial.of([labels[block[0]] for block in half.propagating], width)
     placed = Polynomial.of([labels[block[0]] for block in half.propagating + half.closed], width)
@@ -145,19 +147,41 @@ class _Features:
     width: int = 0
 
 
-def _by_order(weight: Weight) -> dict[tuple[int, ...], _Features]:
-    """The features of a weight by the order of their axes in memory, () for those on diagonals."""
+def _by_order(weight: Weight, torn: Collection[int]) -> dict[tuple[int, ...], _Features]:
+    """The features of a weight by the order of their axes in memory."""
     found: dict[tuple[int, ...], _Features] = {}
     for row in weight.rows:
-        order = _order(row.half)
-        on_diagonals = _merges(row.half) and not row.half.closed
-        key = () if on_diagonals else tuple(order[axis] for axis in row.bijection)
+        key = axes_in_memory(row, torn)
         so_far = found.get(key, _Features())
         found[key] = _Features(so_far.count + 1, so_far.width + row.width)
     return found
 
 
-def _order(half: HalfDiagram) -> tuple[int, ...]:
+def torn_inputs(schema: Schema) -> frozenset[int]:
+    """Inputs whose entries lie apart: a fixed axis that is folded by a view stands between."""
+    found = set()
+    for number, tensor in enumerate(schema.inputs):
+        if tensor.width != tensor.channels:
+            alone = Program((Input((), 0),), (tensor,), (), ())
+            (layout,) = layouts_of(alone, [len(tensor.labels)], [frozenset()])
+            if not layout.dense:
+                found.add(number)
+    return frozenset(found)
+
+
+def axes_in_memory(row: Row, torn: Collection[int]) -> tuple[int, ...]:
+    """The order of a feature's axes in memory; () if its entries lie apart.
+
+    Args:
+        torn: as `torn_inputs` has it.
+    """
+    if not row.half.closed and (merges(row.half) or row.tensor in torn):
+        return ()
+    order = order_of(row.half)
+    return tuple(order[axis] for axis in row.bijection)
+
+
+def order_of(half: HalfDiagram) -> tuple[int, ...]:
     """Where the propagating blocks stand among each other in memory, in canonical order."""
     by_first_axis = sorted(half.propagating)
     return tuple(by_first_axis.index(block) for block in half.propagating)
@@ -168,8 +192,8 @@ def _copied(column: Column, by_order: Mapping[tuple[int, ...], _Features]) -> _F
 
     What is embedded is written anew, in order.
     """
-    order = _order(column.half)
-    if len(order) < 2 or _merges(column.half):
+    order = order_of(column.half)
+    if len(order) < 2 or merges(column.half):
         return _Features()
     moved = [features for key, features in by_order.items() if key != order]
     return _Features(sum(f.count for f in moved), sum(f.width for f in moved))
@@ -178,7 +202,7 @@ def _copied(column: Column, by_order: Mapping[tuple[int, ...], _Features]) -> _F
 def _mix(column: Column, to: int, features: _Features, copied: _Features, schema: Schema) -> Work:
     """One matmul to `to` channels per feature, at the size the spread left."""
     at: Sequence[Label] = schema.outputs[column.tensor].labels
-    if not _merges(column.half):
+    if not merges(column.half):
         at = [at[block[0]] for block in column.half.propagating]
     width, count = features.width, features.count
     read = Polynomial.of(at, width) + Polynomial.of((), width * to)
@@ -199,6 +223,11 @@ def _constants(schema: Schema, *, share: bool) -> tuple[int, bool]:
         for column in weight.columns
     )
     return (min(spread, 1), spread > 0) if share else (spread, False)
+
+
+def multiplies_constants(schema: Schema, *, share: bool) -> bool:
+    """True if mixes of the constant 1 as it stands are matmuls, not the weights themselves."""
+    return _constants(schema, share=share)[1]
 
 
 def _moves(schema: Schema, *, bare_bias: bool) -> Iterator[Work]:
@@ -227,14 +256,20 @@ def _moves(schema: Schema, *, bare_bias: bool) -> Iterator[Work]:
         yield Work(whole, whole, Polynomial(), 1)
 
 
+def lazy_axes(half: HalfDiagram) -> frozenset[int]:
+    """The axes of a spread value that stay of extent one: none once it is embedded."""
+    if merges(half):
+        return frozenset()
+    return frozenset(axis for block in half.closed for axis in block)
+
+
 def _sums(schema: Schema) -> Iterator[Work]:
     """Adding up the terms of every output, in the order the reference has them."""
     terms: list[list[tuple[frozenset[int], int, int]]] = [[] for _ in schema.outputs]
     for weight in schema.weights:
         for column in weight.columns:
-            closed = frozenset(axis for block in column.half.closed for axis in block)
-            lazy = frozenset() if _merges(column.half) else closed
-            terms[column.tensor].append((lazy, max(len(weight.rows), 1), column.width))
+            count = max(len(weight.rows), 1)
+            terms[column.tensor].append((lazy_axes(column.half), count, column.width))
     for output, tensor in zip(terms, schema.outputs, strict=True):
 
         def extent(

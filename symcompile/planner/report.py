@@ -8,7 +8,6 @@ the report states.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
@@ -18,9 +17,10 @@ from symcompile.cost import Polynomial, Work, total_work, work_of
 from symcompile.cost.memory import footprint, peak_entries
 from symcompile.cost.objective import NOMINAL_SIZE, Objective
 from symcompile.diagrams import HalfDiagram
-from symcompile.ir import Mix, Op, Program, Reduce
+from symcompile.ir import BatchMix, Mix, Op, Program, Reduce
 from symcompile.planner.baseline import baseline
-from symcompile.planner.decisions import LatticePlan, MixPlan, Schedule
+from symcompile.planner.baseline_peak import baseline_peak
+from symcompile.planner.decisions import BatchPlan, LatticePlan, MixPlan, Schedule
 from symcompile.planner.search import cost_of
 from symcompile.spec import Label, format_path
 from symcompile.weights import Schema
@@ -39,7 +39,9 @@ class Figures:
     """One column of the report; None where nothing is known.
 
     Attributes:
-        reductions, mixes: ops that reduce, and that mix channels.
+        reductions: ops that reduce.
+        mixes: how often channels of features are mixed, however many matmuls one mix takes: once
+            for every map in the reference, once for every matrix in a plan. The bias is no mix.
         launches: kernels started in eager execution.
         flops: operations; a multiply-add is two.
         bytes: read and written.
@@ -52,7 +54,7 @@ class Figures:
     launches: int | None
     flops: int | None
     bytes: int
-    peak: int | None
+    peak: int
     seconds: float
 
 
@@ -89,7 +91,8 @@ class PlanInfo:
         steps: the ops that do work, in order.
         decisions: where each feature is reduced from, and what each part of an output is spread
             through.
-        mixes: how each stack of features is mixed.
+        mixes: for every mix of stacked features, how it is computed.
+        batches: for mixes of equal size, whether they are computed at once.
         schedule: the order of ops, or None for the order of lowering.
         assumed: sizes assumed because they are not bound.
         seconds: how long planning took.
@@ -108,6 +111,7 @@ class PlanInfo:
     steps: tuple[Step, ...]
     decisions: tuple[LatticePlan, ...]
     mixes: tuple[MixPlan, ...]
+    batches: tuple[BatchPlan, ...]
     schedule: Schedule | None
     assumed: tuple[tuple[Label, int], ...]
     seconds: float = field(default=0.0, compare=False)
@@ -154,6 +158,7 @@ class PlanInfo:
             ],
             "decisions": [_as_dict(plan) for plan in self.decisions],
             "mixes": [asdict(plan) for plan in self.mixes],
+            "batches": [asdict(plan) for plan in self.batches],
             "schedule": None if self.schedule is None else asdict(self.schedule),
             "assumed": [list(pair) for pair in self.assumed],
         }
@@ -175,6 +180,7 @@ class PlanInfo:
         Tensors of one kind share their decisions and are told together.
         """
         lines = [*_explained(self.decisions), *map(_mix_explained, self.mixes)]
+        lines += map(_batch_explained, self.batches)
         if self.schedule is not None:
             proof = "the least there is" if self.schedule.exact else "the least found"
             lines.append(
@@ -186,7 +192,7 @@ class PlanInfo:
     def _summary(self) -> Iterator[str]:
         yield (
             f"plan {self.optimize}, least {self.minimize} on {self.machine}: {self.diagrams:,} "
-            f"diagrams in {len(self.signatures)} mixes, {self.weights:,} weights"
+            f"diagrams in {self.planned.mixes:,} mixes, {self.weights:,} weights"
         )
         columns = ("reference", "deduplicated", "planned", "lower_bound")
         yield "  " + " " * 12 + "".join(f"{name.replace('_', ' '):>16}" for name in columns)
@@ -211,6 +217,7 @@ def plan_info(
     program: Program,
     decisions: Sequence[LatticePlan] = (),
     mixes: Sequence[MixPlan] = (),
+    batches: Sequence[BatchPlan] = (),
     schedule: Schedule | None = None,
     seconds: float = 0.0,
 ) -> PlanInfo:
@@ -219,9 +226,10 @@ def plan_info(
     known = dict(objective.sizes)
     matrices = [weight for weight in schema.weights if weight.rows]
     works = work_of(program)
-    kinds = Counter(type(op) for op in program.ops)
+    reductions = sum(isinstance(op, Reduce) for op in program.ops)
+    # Without a schedule nothing was planned: the program is the reference, which mixes every map.
+    mixed = sum(1 if schedule else len(w.rows) * len(w.columns) for w in matrices)
     peak = peak_entries(footprint(program, sizes))
-    before, shared = baseline(schema, share=False), baseline(schema, share=True)
     return PlanInfo(
         optimize=optimize,
         minimize=objective.minimize,
@@ -229,9 +237,9 @@ def plan_info(
         diagrams=schema.elements,
         weights=program.weight_count,
         signatures=tuple((w.signature, len(w.rows), len(w.columns)) for w in matrices),
-        reference=_figures(before.work, objective, sizes, before.reductions, before.mixes),
-        deduplicated=_figures(shared.work, objective, sizes, shared.reductions, shared.mixes),
-        planned=_figures(total_work(works), objective, sizes, kinds[Reduce], kinds[Mix], peak=peak),
+        reference=_baseline(schema, objective, sizes, share=False),
+        deduplicated=_baseline(schema, objective, sizes, share=True),
+        planned=_figures(total_work(works), objective, sizes, reductions, mixed, peak),
         lower_bound=_lower_bound(program, objective, sizes),
         steps=tuple(
             Step(_text(number, op), work.moved, work.flops, work.launches)
@@ -240,10 +248,19 @@ def plan_info(
         ),
         decisions=tuple(decisions),
         mixes=tuple(mixes),
+        batches=tuple(batches),
         schedule=schedule,
         assumed=tuple((label, size) for label, size in sizes.items() if label not in known),
         seconds=seconds,
     )
+
+
+def _baseline(
+    schema: Schema, objective: Objective, sizes: dict[Label, int], *, share: bool
+) -> Figures:
+    found = baseline(schema, share=share)
+    peak = baseline_peak(schema, sizes, share=share)
+    return _figures(found.work, objective, sizes, found.reductions, found.mixes, peak)
 
 
 def _figures(
@@ -252,7 +269,7 @@ def _figures(
     sizes: dict[Label, int],
     reductions: int,
     mixes: int,
-    peak: int | None = None,
+    peak: int,
 ) -> Figures:
     moved, flops = work.moved.at(sizes) * objective.itemsize, work.flops.at(sizes)
     return Figures(
@@ -261,7 +278,7 @@ def _figures(
         work.launches,
         flops,
         moved,
-        None if peak is None else peak * objective.itemsize,
+        peak * objective.itemsize,
         objective.machine.seconds(moved, flops, work.launches),
     )
 
@@ -285,7 +302,13 @@ def _lower_bound(program: Program, objective: Objective, sizes: dict[Label, int]
 
 def _text(number: int, op: Op) -> str:
     operands = ", ".join(f"v{arg}" for arg in op.args[:6]) + (", …" if len(op.args) > 6 else "")
-    weight = f" with {op.weight}" if isinstance(op, Mix) else ""
+    match op:
+        case Mix(weight=name):
+            weight = f" with {name}"
+        case BatchMix(weights=names):
+            weight = f" with {names[0]} and {len(names) - 1} more"
+        case _:
+            weight = ""
     return f"v{number} = {type(op).__name__.lower()}({operands}){weight}"
 
 
@@ -334,6 +357,13 @@ def _mix_explained(plan: MixPlan) -> str:
     (_, cost), *others = plan.scores
     told = ", ".join(f"{form} {score:.3g}" for form, score in others)
     return f"mix {plan.weight}: {plan.chosen} {cost:.3g}" + (f"; else {told}" if told else "")
+
+
+def _batch_explained(plan: BatchPlan) -> str:
+    (_, cost), (other, score) = plan.scores
+    names = ", ".join(plan.weights[:3])
+    more = f" and {len(plan.weights) - 3} more" if len(plan.weights) > 3 else ""
+    return f"mixes {names}{more}: {plan.chosen} {cost:.3g}; else {other} {score:.3g}"
 
 
 def _alternatives(plan: LatticePlan) -> Iterator[str]:
