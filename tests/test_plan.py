@@ -206,3 +206,15 @@ def test_planning_needs_shapes_only_however_large():
     info = sc.plan({"w": (0, 1)}, sizes={0: 10**9, 1: 10**9})
     assert time.perf_counter() - start < 0.5
     assert info.planned.flops > 10**18
+
+
+def test_of_forms_that_take_as_long_the_one_that_holds_least_is_taken():
+    options = {"in_channels": 32, "out_channels": 32, "sizes": {"n": 64}}
+    plan = sc.plan({"w": ("n", "n")}, **options)
+    mix = next(mix for mix in plan.mixes if mix.weight == "mix_n_n")
+    assert mix.chosen == "transposed after"
+    scores = dict(mix.scores)
+    assert scores["transposed after"] <= 1.02 * min(scores.values())
+    exact = sc.plan({"w": ("n", "n")}, **options, minimize="bytes")
+    for mix in exact.mixes:
+        assert mix.scores[0][1] == min(score for _, score in mix.scores)

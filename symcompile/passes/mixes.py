@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from symcompile.cost.memory import footprint, peak_entries
 from symcompile.cost.objective import Objective
 from symcompile.cost.work import work_of
 from symcompile.ir import Builder, Concat, Mix, Program, Tensor, Transpose, Type, types_of
@@ -24,6 +25,10 @@ from symcompile.spec import Perm
 __all__ = ["FORMS", "MixPlan", "form_mixes", "plan_mixes"]
 
 FORMS = ("stacked", "separate", "transposed after")
+
+_CLOSE = 0.02
+"""Forms that take this little longer, relative, are as good: a model of time is not that exact. The
+one that holds least is taken."""
 
 
 def plan_mixes(program: Program, objective: Objective) -> tuple[MixPlan, ...]:
@@ -110,22 +115,27 @@ def _plan(
 ) -> MixPlan:
     transposes = any(isinstance(program.ops[arg], Transpose) for arg in stack.args)
     forms = FORMS if transposes else FORMS[:2]
-    scores = sorted(
-        ((form, _score(program, types, mix, stack, form, objective)) for form in forms),
-        key=lambda item: (item[1], FORMS.index(item[0])),
-    )
-    return MixPlan(mix.weight, scores[0][0], tuple(scores))
+    fragments = {form: _fragment(program, types, mix, stack, form) for form in forms}
+    scores = {form: objective.total(work_of(made), made) for form, made in fragments.items()}
+    ranked = sorted(forms, key=lambda form: (scores[form], FORMS.index(form)))
+    slack = _CLOSE if objective.minimize == "time" else 0.0
+    close = [form for form in ranked if scores[form] <= scores[ranked[0]] * (1 + slack)]
+    if len(close) > 1:
+        sizes = objective.sizes_of(program)
+        chosen = min(close, key=lambda form: peak_entries(footprint(fragments[form], sizes)))
+        ranked.remove(chosen)
+        ranked.insert(0, chosen)
+    return MixPlan(mix.weight, ranked[0], tuple((form, scores[form]) for form in ranked))
 
 
-def _score(
+def _fragment(
     program: Program,
     types: Sequence[Type],
     mix: Mix,
     stack: Concat,
     form: str,
-    objective: Objective,
-) -> float:
-    """The cost of a form on its own: a program that starts from the features."""
+) -> Program:
+    """A form on its own: a program that starts from the features."""
     sources = list(
         dict.fromkeys(
             program.ops[arg].args[0] if isinstance(program.ops[arg], Transpose) else arg
@@ -137,7 +147,8 @@ def _score(
         for k, value in enumerate(sources)
     )
     weights = tuple(weight for weight in program.weights if weight[0] == mix.weight)
-    build = Builder(replace(program, ops=(), inputs=inputs, outputs=(), weights=weights))
+    like = replace(program, ops=(), inputs=inputs, outputs=(), weights=weights, in_place=True)
+    build = Builder(like)
     place = {value: build.input(k) for k, value in enumerate(sources)}
     for arg in stack.args:
         op = program.ops[arg]
@@ -145,5 +156,4 @@ def _score(
             place[arg] = build.transpose(place[op.args[0]], op.axes)
     features = [_feature(program, arg, types[arg].width, place) for arg in stack.args]
     _emit(build, mix, features, form)
-    fragment = build.everything()
-    return objective.total(work_of(fragment), fragment)
+    return build.everything()

@@ -51,7 +51,7 @@ class MixPlan:
     Attributes:
         weight: name of its weight.
         chosen: the form taken, see `passes.mixes`.
-        scores: (form, score) of every form considered, best first.
+        scores: (form, score) of every form considered, the chosen one first.
     """
 
     weight: str
