@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from symcompile.cost.memory import footprint, peak_entries
 from symcompile.cost.objective import Objective
 from symcompile.cost.work import work_of
-from symcompile.ir import Builder, Concat, Mix, Program, Tensor, Transpose, Type, types_of
+from symcompile.ir import Builder, Concat, Mix, Program, Slice, Tensor, Transpose, Type, types_of
 from symcompile.planner.decisions import MixPlan
 from symcompile.spec import Perm
 
@@ -34,9 +34,10 @@ one that holds least is taken."""
 def plan_mixes(program: Program, objective: Objective) -> tuple[MixPlan, ...]:
     """The cheapest form of every mix that reads a stack nothing else reads."""
     types = types_of(program)
+    sliced = {op.args[0] for op in program.ops if isinstance(op, Slice)}
     return tuple(
-        _plan(program, types, mix, stack, objective)
-        for mix, stack in _stacked_mixes(program).values()
+        _plan(program, types, mix, stack, number not in sliced, objective)
+        for number, (mix, stack) in _stacked_mixes(program).items()
     )
 
 
@@ -50,7 +51,8 @@ def form_mixes(program: Program, plans: Iterable[MixPlan]) -> Program:
         if number in mixes:
             mix, stack = mixes[number]
             features = [_feature(program, arg, types[arg].width, place) for arg in stack.args]
-            place.append(_emit(build, mix, features, forms.get(mix.weight, "stacked")))
+            terms = _emit(build, mix, features, forms.get(mix.weight, "stacked"))
+            place.append(build.add(terms))
         else:
             place.append(build.emit(replace(op, args=tuple(place[arg] for arg in op.args))))
     return build.program()
@@ -93,10 +95,11 @@ def _feature(
     return _Feature(place[arg], width, None, ())
 
 
-def _emit(build: Builder, mix: Mix, features: Sequence[_Feature], form: str) -> int:
+def _emit(build: Builder, mix: Mix, features: Sequence[_Feature], form: str) -> list[int]:
+    """The terms whose sum is the mix."""
     if form == "stacked":
         stack = build.concat([feature.value for feature in features])
-        return build.mix(stack, mix.weight, mix.rows, mix.cols)
+        return [build.mix(stack, mix.weight, mix.rows, mix.cols)]
     parts = []
     row = mix.rows[0]
     for feature in features:
@@ -107,15 +110,20 @@ def _emit(build: Builder, mix: Mix, features: Sequence[_Feature], form: str) -> 
             parts.append(build.transpose(product, feature.axes))
         else:
             parts.append(build.mix(feature.value, mix.weight, rows, mix.cols))
-    return build.add(parts)
+    return parts
 
 
 def _plan(
-    program: Program, types: Sequence[Type], mix: Mix, stack: Concat, objective: Objective
+    program: Program,
+    types: Sequence[Type],
+    mix: Mix,
+    stack: Concat,
+    whole: bool,
+    objective: Objective,
 ) -> MixPlan:
     transposes = any(isinstance(program.ops[arg], Transpose) for arg in stack.args)
     forms = FORMS if transposes else FORMS[:2]
-    fragments = {form: _fragment(program, types, mix, stack, form) for form in forms}
+    fragments = {form: _fragment(program, types, mix, stack, whole, form) for form in forms}
     scores = {form: objective.total(work_of(made), made) for form, made in fragments.items()}
     ranked = sorted(forms, key=lambda form: (scores[form], FORMS.index(form)))
     slack = _CLOSE if objective.minimize == "time" else 0.0
@@ -133,9 +141,14 @@ def _fragment(
     types: Sequence[Type],
     mix: Mix,
     stack: Concat,
+    whole: bool,
     form: str,
 ) -> Program:
-    """A form on its own: a program that starts from the features."""
+    """A form on its own: a program that starts from the features.
+
+    Args:
+        whole: the mix is not sliced: it lands on one output, where a smaller term is added to it.
+    """
     sources = list(
         dict.fromkeys(
             program.ops[arg].args[0] if isinstance(program.ops[arg], Transpose) else arg
@@ -146,6 +159,8 @@ def _fragment(
         Tensor((k,), tuple(map(Perm, types[value].labels)), types[value].width)
         for k, value in enumerate(sources)
     )
+    width = mix.cols[1] - mix.cols[0]
+    inputs += (Tensor((len(sources),), (), width),)
     weights = tuple(weight for weight in program.weights if weight[0] == mix.weight)
     like = replace(program, ops=(), inputs=inputs, outputs=(), weights=weights, in_place=True)
     build = Builder(like)
@@ -155,5 +170,9 @@ def _fragment(
         if isinstance(op, Transpose):
             place[arg] = build.transpose(place[op.args[0]], op.axes)
     features = [_feature(program, arg, types[arg].width, place) for arg in stack.args]
-    _emit(build, mix, features, form)
+    terms = _emit(build, mix, features, form)
+    labels = types[stack.args[0]].labels
+    if whole and labels:
+        terms.append(build.broadcast(build.input(len(sources)), labels, ()))
+    build.add(terms)
     return build.everything()
