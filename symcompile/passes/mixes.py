@@ -35,10 +35,14 @@ def plan_mixes(program: Program, objective: Objective) -> tuple[MixPlan, ...]:
     """The cheapest form of every mix that reads a stack nothing else reads."""
     types = types_of(program)
     sliced = {op.args[0] for op in program.ops if isinstance(op, Slice)}
-    return tuple(
-        _plan(program, types, mix, stack, number not in sliced, objective)
-        for number, (mix, stack) in _stacked_mixes(program).items()
-    )
+    ranked: dict[object, tuple[tuple[str, float], ...]] = {}
+    plans = []
+    for number, (mix, stack) in _stacked_mixes(program).items():
+        key = _kind(program, types, mix, stack, objective), number in sliced
+        if key not in ranked:
+            ranked[key] = _ranked(program, types, mix, stack, number not in sliced, objective)
+        plans.append(MixPlan(mix.weight, ranked[key][0][0], ranked[key]))
+    return tuple(plans)
 
 
 def form_mixes(program: Program, plans: Iterable[MixPlan]) -> Program:
@@ -113,14 +117,30 @@ def _emit(build: Builder, mix: Mix, features: Sequence[_Feature], form: str) -> 
     return parts
 
 
-def _plan(
+def _kind(
+    program: Program, types: Sequence[Type], mix: Mix, stack: Concat, objective: Objective
+) -> object:
+    """All that the cost of a mix depends on: mixes of one kind are scored once."""
+    sizes = dict(objective.sizes)
+    sources: dict[int, int] = {}
+    features = []
+    for arg in stack.args:
+        op = program.ops[arg]
+        base, axes = (op.args[0], op.axes) if isinstance(op, Transpose) else (arg, ())
+        features.append((sources.setdefault(base, len(sources)), axes, types[arg].width))
+    extents = tuple(sizes.get(label) for label in types[stack.args[0]].labels)
+    return extents, tuple(features), mix.cols[1] - mix.cols[0]
+
+
+def _ranked(
     program: Program,
     types: Sequence[Type],
     mix: Mix,
     stack: Concat,
     whole: bool,
     objective: Objective,
-) -> MixPlan:
+) -> tuple[tuple[str, float], ...]:
+    """Every form with its score, the one to take first."""
     transposes = any(isinstance(program.ops[arg], Transpose) for arg in stack.args)
     forms = FORMS if transposes else FORMS[:2]
     fragments = {form: _fragment(program, types, mix, stack, whole, form) for form in forms}
@@ -133,7 +153,7 @@ def _plan(
         chosen = min(close, key=lambda form: peak_entries(footprint(fragments[form], sizes)))
         ranked.remove(chosen)
         ranked.insert(0, chosen)
-    return MixPlan(mix.weight, ranked[0], tuple((form, scores[form]) for form in ranked))
+    return tuple((form, scores[form]) for form in ranked)
 
 
 def _fragment(
