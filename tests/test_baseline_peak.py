@@ -105,7 +105,9 @@ def test_peaks_hold_where_several_matrices_have_rows_and_spreads_in_common(
 @pytest.mark.parametrize(
     ("spec", "out_spec"),
     [
-        ({"x": ()}, {"y": (F(3), 0)}),  # written out whole, then once more
+        ({"x": ()}, {"y": ((F(3), 0),)}),  # written out whole, then once more
+        ({"a": (0, 1), "b": (1, 0)}, {"y": (1, 0)}),  # the first of two features is copied
+        ({"x": (0,), "y": (0,)}, {"w": (0, 0), "v": (0, 0)}),  # embeddings wait, then go
         ({"x": ()}, {"y": (F(3),), "z": ()}),
         ({"x": (0, F(3), 1), "z": (F(2), 0)}, None),  # copied on the way in, or torn
         ({"x": (F(2), 0, 1)}, {"y": (1,)}),
@@ -126,6 +128,18 @@ def test_peaks_of_chosen_layers_are_those_of_their_programs(spec, out_spec, chan
     for rank in (None, 1):
         options = {"in_channels": cin, "out_channels": cout, "rank": rank, "bias": bias}
         held_to_programs(schema_of(spec, out_spec, sizes=sizes, **options))
+
+
+def test_the_constant_that_the_bias_spreads_is_alive():
+    """Its one entry, while it is embedded for `a` and before `u` reads it as well."""
+
+    def only_u(output, *_):
+        return output == ("u",)
+
+    outputs = {"a": (0, 0, 1), "u": ()}
+    info = sc.plan({"x": ()}, outputs, sizes={0: 1, 1: 10}, terms=only_u)
+    assert info.deduplicated.peak == 4 * (1 + 1 + 1 + 10 + 10)  # x, its product, and those of `a`
+    held_to_programs(schema_of({"x": ()}, outputs, sizes={0: 1, 1: 10}, terms=only_u))
 
 
 def test_inputs_with_channels_of_their_own_are_told_apart():

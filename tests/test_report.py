@@ -62,6 +62,20 @@ def test_the_table_has_every_figure():
             for figure in figures
         ]
         assert rows[row] == shown
+        # The bound has no use for counts of ops; everything else is known.
+        assert "-" not in shown[:3]
+
+
+@pytest.mark.parametrize("optimize", [False, "auto"])
+def test_mixes_are_one_number_wherever_they_are_told(optimize):
+    layer = sc.compile({"w": (0, 0, 0)}, in_channels=16, out_channels=1, optimize=optimize)
+    info = layer.plan
+    mixes = info.planned.mixes
+    assert mixes == (203 if optimize is False else 4)
+    assert f"208 diagrams in {mixes} mixes, " in str(info)
+    assert table(str(info))["mixes"] == ["203", "203", str(mixes), "-"]
+    assert info.to_dict()["planned"]["mixes"] == mixes
+    assert f"208 diagrams, {mixes} mixes, " in layer.describe()
 
 
 def test_the_text_ends_with_the_steps_that_do_work():
