@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import platform
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +19,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from symcompile.bench import compare, report
-from symcompile.bench.child import check_outputs
+from symcompile.bench import compare, report, runner
+from symcompile.bench.child import Bench, check_gradients, check_outputs
 from symcompile.bench.contestants import Contestant, build_of, find_contestants, peers_beside
 from symcompile.bench.plots import draw
+from symcompile.bench.process import environment
 from symcompile.bench.records import Measurement, Results, Session, append, read_results
-from symcompile.bench.roofline import Floor, Rates, floor_of
-from symcompile.bench.runner import Run, pending, run
+from symcompile.bench.roofline import GAUGES, Floor, Rates, calibrate, floor_of
+from symcompile.bench.runner import Run, pending, ready, run
 from symcompile.bench.statistics import geometric_mean, ratio, summary
 from symcompile.bench.subject import Setting, Unsuited
 from symcompile.bench.workloads import (
@@ -112,10 +117,25 @@ def dies_later(workload):
         return [2 * v for v in x]
     return call
 
+def doubling(workload):
+    return lambda x: [2 * v for v in x]
+
+def doubles(x, g):
+    return [2 * v for v in x], [2 * v for v in g], []
+
+def breaks(x, g):
+    raise ValueError("not differentiable")
+
 CONTESTANTS = {
     "first": made(log("first")),
     "second": made(log("second")),
-    "trains": made(log("trains"), lambda x, g: [2 * v for v in x]),
+    "trains": made(log("trains"), doubles),
+    "wrong gradient": made(doubling, lambda x, g: ([2 * v for v in x], [3 * v for v in g], [])),
+    "other output": made(doubling, lambda x, g: ([3 * v for v in x], [2 * v for v in g], [])),
+    "no gradient": made(doubling, lambda x, g: ([2 * v for v in x], [None for v in g], [])),
+    "backward breaks": made(doubling, breaks),
+    "backward hangs": made(doubling, lambda x, g: time.sleep(100)),
+    "backward dies": made(doubling, lambda x, g: os.abort()),
     "cumulative": made(lambda w: lambda x: [np.cumsum(v, axis=1) for v in x]),
     "shapeless": made(lambda w: lambda x: [v[..., :1] for v in x]),
     "zero": made(lambda w: lambda x: [0 * v for v in x]),
@@ -162,15 +182,21 @@ def test_a_run_leaves_checked_timings_and_every_report(asked: Callable[..., Run]
     assert sum(steps) == 4 * wanted.steps
     for m in made.values():
         assert len(m.forward) == 2
-        assert all(len(turn) >= 2 and min(turn) > 0 for turn in m.forward)
+        assert all(len(turn) >= 1 and min(turn) > 0 for turn in m.forward)
         assert m.error is not None
         assert m.tolerance is not None
         assert m.error <= m.tolerance
-        assert set(m.stages) >= {"plan", "emit", "compile", "run"}
+        assert set(m.stages) >= {"compile", "run"}
     jax = made["jax auto"]
     assert len(jax.train) == 2
     assert jax.stages["compile"] > jax.stages["run"]
-    assert made["numpy auto"].train == ()
+    # Importing jax takes tenths of a second; it is stated, and no part of the first result.
+    assert jax.stages["import"] > 0.05
+    assert set(jax.stages) == {"import", "plan", "emit", "init", "compile", "run", "compile_train"}
+    assert jax.first_result == pytest.approx(
+        sum(seconds for name, seconds in jax.stages.items() if "_" not in name and name != "import")
+    )
+    assert (made["numpy auto"].train, made["numpy auto"].train_status) == ((), "none")
     if sys.platform == "linux":
         assert jax.extra is not None
         assert jax.extra_train is not None
@@ -185,7 +211,7 @@ def test_a_run_leaves_checked_timings_and_every_report(asked: Callable[..., Run]
     page = report.markdown(results)
     assert "`bench x`" in page
     assert "| jax auto |" in page
-    assert "1 threads" in page
+    assert "1 thread for everyone" in page
     assert len(report.tables(results, ["tiny"])) == 3
     written = draw(results, wanted.records.parent)
     assert {path.name for path in written} == {
@@ -195,10 +221,11 @@ def test_a_run_leaves_checked_timings_and_every_report(asked: Callable[..., Run]
 
 
 def test_contestants_alternate_in_processes_of_their_own(
-    asked: Callable[..., Run], peers: Path
+    asked: Callable[..., Run], peers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(runner, "available", lambda: 1 << 40)
     wanted = asked("first", "second", rounds=3)
-    run(wanted)
+    assert len({m.group for m in run(wanted).measurements}) == 1
     lines = [line.split(";") for line in (peers / "log").read_text().splitlines()]
     assert len({pid for _, pid, *_ in lines}) == 2
     # Built one after the other, then A B A B A B, then weighed.
@@ -212,6 +239,19 @@ def test_contestants_alternate_in_processes_of_their_own(
     assert len(json.loads(cpus)) == 1
     inputs = [where for name, _, where, *_ in lines if name == "first"]
     assert all(a != b for a, b in zip(inputs[-4:], inputs[-3:], strict=False)), "inputs rotate"
+
+
+def test_without_memory_for_all_they_take_no_turns_and_the_ratio_says_so(
+    asked: Callable[..., Run], peers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "available", lambda: 1 << 20)
+    results = run(asked("first", "numpy auto"))
+    assert len({m.group for m in results.measurements}) == 2
+    as_ours = replace(results.measurements[0], ours=True, contestant="jax auto")
+    peer = replace(results.measurements[1], ours=False)
+    found = compare.matches(replace(results, measurements=(as_ours, peer)))
+    assert [m.ratio.paired for m in found if m.what == "forward"] == [False]
+    assert "(not interleaved)" in report.markdown(replace(results, measurements=(as_ours, peer)))
 
 
 # --- who is left out -----------------------------------------------------------------------------
@@ -233,6 +273,76 @@ def test_a_wrong_contestant_does_not_pass_the_check(peers: Path, name: str, reas
     subject = build_of(wrong)(TINY, SETTING)
     with pytest.raises(CheckError, match=reason):
         check_outputs(subject, TINY, np.dtype("float32"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("wrong gradient", r"off by 0\.5 along one direction"),
+        ("other output", "differs by .* when gradients are asked for"),
+        ("no gradient", "not every input has a gradient"),
+    ],
+)
+def test_a_wrong_backward_pass_does_not_pass_the_check(
+    asked: Callable[..., Run], peers: Path, name: str, reason: str
+) -> None:
+    known = {c.name: c for c in find_contestants([peers])}
+    subjects = [build_of(known[each])(TINY, SETTING) for each in ("trains", name)]
+    check_gradients(subjects[0], TINY, np.dtype("float32"))
+    with pytest.raises(CheckError, match=reason):
+        check_gradients(subjects[1], TINY, np.dtype("float32"))
+    made = run(asked(name)).of("tiny")[name]
+    assert (made.status, made.forward) == ("refused", ())
+
+
+def test_who_fails_in_the_backward_pass_is_timed_forward(asked: Callable[..., Run]) -> None:
+    names = ("backward breaks", "backward hangs", "backward dies", "trains", "numpy auto")
+    wanted = asked(*names, limit=8.0)
+    steps: list[int] = []
+    results = run(wanted, lambda text, done: steps.append(done))
+    made = results.of("tiny")
+    assert sum(steps) == len(names) * wanted.steps
+    assert {(m.status, len(m.forward)) for m in made.values()} == {("ok", 2)}
+    assert {name: (m.train_status, len(m.train)) for name, m in made.items()} == {
+        "backward breaks": ("failed", 0),
+        "backward hangs": ("late", 0),
+        "backward dies": ("failed", 0),
+        "trains": ("ok", 2),
+        "numpy auto": ("none", 0),
+    }
+    assert made["backward breaks"].train_reason == "ValueError: not differentiable"
+    assert "SIGABRT" in made["backward dies"].train_reason
+    page = report.markdown(results)
+    line = (
+        "- tiny, backward hangs, forward + backward: late: not built, compiled and checked within"
+    )
+    assert f"{line} 8 s" in page
+    (row,) = (line for line in page.splitlines() if line.startswith("| backward hangs |"))
+    assert row.split(" | ")[3] == "late"
+
+
+def test_who_has_no_time_stands_in_the_tables_as_what_it_is(asked: Callable[..., Run]) -> None:
+    results = run(asked("hangs", "broken", "away", "trains", "jax auto", limit=10.0))
+    page = report.markdown(results)
+    assert "| hangs | late |" in page
+    assert "| broken | failed |" in page
+    assert "| away |" not in page
+    assert "- tiny, away: skipped: not on a Sunday" in page
+    against = compare.matches(results)
+    cells = [
+        report.ratio_text(results, against, "tiny", "forward", peer, "jax")
+        for peer in ("trains", "hangs", "broken", "away")
+    ]
+    assert cells[1:] == ["late", "failed", "–"]
+    assert cells[0].endswith("]")
+    # Ours is not left out either.
+    lost = replace(results.of("tiny")["hangs"], contestant="torch auto", ours=True)
+    with_ours = replace(results, measurements=(*results.measurements, lost))
+    told = [
+        report.ratio_text(with_ours, against, "tiny", "forward", peer, "torch")
+        for peer in ("trains", "hangs", "away")
+    ]
+    assert told == ["ours late", "late", "–"]
 
 
 def test_who_is_wrong_crashes_or_hangs_is_reported_and_the_rest_is_timed(
@@ -260,7 +370,10 @@ def test_who_is_wrong_crashes_or_hangs_is_reported_and_the_rest_is_timed(
 
 def test_a_contestant_that_hangs_is_late(asked: Callable[..., Run]) -> None:
     made = run(asked("hangs", limit=2.0)).of("tiny")["hangs"]
-    assert (made.status, made.reason) == ("late", "no answer within 2 s")
+    assert (made.status, made.reason) == ("late", "not built, compiled and checked within 2 s")
+    # It is not asked again, except for a longer time.
+    assert pending(asked("hangs", limit=2.0)) == []
+    assert len(pending(asked("hangs", limit=3.0))) == 1
 
 
 # --- going on where a run stopped ----------------------------------------------------------------
@@ -285,13 +398,93 @@ def test_what_was_measured_is_left_alone(asked: Callable[..., Run], peers: Path)
     assert len(pending(asked("first"))) == 1
     file.write_text(PEERS)
     assert len(pending(replace(asked("first"), setting=replace(SETTING, dtype="float64")))) == 1
+    assert len(pending(asked("first", rounds=3))) == 1
+    assert pending(asked("first", rounds=1)) == []
     assert len(pending(asked("first", workload=replace(TINY, batch=3)))) == 1
+
+
+# Slow enough to be ended in the middle of its turns.
+SLOW = """
+import os, time
+import numpy as np
+from symcompile.bench.subject import Subject
+
+def build(workload, setting):
+    def call(x):
+        with open(os.path.join(os.path.dirname(__file__), "pids"), "a") as file:
+            print(os.getpid(), workload.name, file=file)
+        time.sleep(0.2 if workload.name == "rnn" else 0.02)
+        return [2 * v for v in x]
+    return Subject(lambda x: [v.copy() for v in x], lambda y: y, call, None, {}, {})
+
+CONTESTANTS = {"one": build, "two": build}
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="ends a process by a signal")
+def test_a_run_that_was_killed_goes_on_without_losing_or_doubling(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    out, pids = tmp_path / "out", tmp_path / "pids"
+    words = ["graph3", "rnn", "--quick", "--batch", "1", "--channels", "1", "--no-plots"]
+    words += ["--peers", str(tmp_path / "slow.py"), "--contestant", "one", "--contestant", "two"]
+    code = "from symcompile.cli import main; main()"
+    command = [sys.executable, "-c", code, "bench", *words, "--threads", "1", "-o", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as first:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            if pids.exists() and pids.read_text().count("rnn\n") > 14:  # both, by turns
+                break
+            time.sleep(0.02)
+        first.send_signal(signal.SIGKILL)
+    before = read_results(out / "records.jsonl")
+    assert [m.workload["name"] for m in before.measurements] == ["graph3", "graph3"]
+    assert not (out / "results.json").exists()
+    running = {int(line.split()[0]) for line in pids.read_text().splitlines()[-2:]}
+    if sys.platform == "linux":
+        end = time.monotonic() + 10
+        while any(Path(f"/proc/{pid}").exists() for pid in running) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in running), "contestants live on"
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    made = [
+        (line["workload"]["name"], line["contestant"])
+        for line in lines
+        if line["kind"] == "measurement"
+    ]
+    assert made == [(w, c) for w in ("graph3", "rnn") for c in ("one", "two")]
+    after = Results.from_dict(json.loads((out / "results.json").read_text()))
+    assert after.measurements[:2] == before.measurements
+    assert after == read_results(out / "records.jsonl")
+    # Each workload was interleaved within one run, where there was memory for both.
+    assert [m.session for m in after.measurements] == [
+        after.measurements[place].session for place in (0, 0, 2, 2)
+    ]
+    assert after.measurements[0].session != after.measurements[2].session
+
+
+def test_results_of_another_workload_setting_or_machine_do_not_mix(
+    asked: Callable[..., Run],
+) -> None:
+    run(asked("first", "second"))
+    results = run(asked("first", workload=replace(TINY, batch=3)))
+    assert [m.contestant for m in results.measurements] == ["first"]
+    ready(asked("first"))
+    with pytest.raises(OptionError, match=r"another setting \(threads 1, not 2\); give another"):
+        ready(replace(asked("first"), setting=replace(SETTING, threads=2)))
+    session = results.sessions[-1]
+    other = replace(session, machine={**session.machine, "processor": "Abacus"})
+    append(asked().records, [other])
+    with pytest.raises(OptionError, match="processor Abacus, not"):
+        ready(asked("first"))
 
 
 def test_records_survive_a_cut_and_refuse_other_files(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    one = Measurement(TINY.to_dict(), "a", True, "k", "s", "ok", forward=((1.0, 2.0),))
-    session = Session("s", "c", {}, SETTING, Rates(1.0, 2.0), 1, 0.1)
+    one = Measurement(TINY.to_dict(), "a", True, "k", "s", "g", "ok", forward=((1.0, 2.0),))
+    session = Session("s", "c", {}, SETTING, Rates(1.0, 2.0), 1, 0.1, 9.0)
     append(path, [session, one, replace(one, contestant="b"), replace(one, reason="newer")])
     whole = read_results(path)
     assert [m.contestant for m in whole.measurements] == ["a", "b"]
@@ -305,6 +498,7 @@ def test_records_survive_a_cut_and_refuse_other_files(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="line 1: no record of a benchmark"):
         read_results(path)
     assert read_results(tmp_path / "none") == Results()
+    assert Results.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
 
 
 # --- figures -------------------------------------------------------------------------------------
@@ -332,6 +526,7 @@ def _results(times: dict[str, float], sessions: dict[str, str] | None = None) ->
             name in ("torch auto", "torch.compile auto", "jax auto", "numpy auto"),
             "k",
             (sessions or {}).get(name, "s"),
+            (sessions or {}).get(name, "s"),
             "ok",
             stages={"plan": 1.0, "emit": 1.0, "compile": 1.0, "run": seconds},
             forward=((seconds, seconds), (seconds,)),
@@ -340,7 +535,7 @@ def _results(times: dict[str, float], sessions: dict[str, str] | None = None) ->
         for name, seconds in times.items()
     )
     kept = tuple(
-        Session(name, "", {}, SETTING, Rates(1e6, 1e9), 2, 0.1)
+        Session(name, "", {}, SETTING, Rates(1e6, 1e9), 2, 0.1, 9.0)
         for name in {"s", *(sessions or {}).values()}
     )
     return Results(kept, made)
@@ -391,13 +586,49 @@ def test_the_floor_counts_what_no_layer_can_do_without() -> None:
     assert row.needed == 8 * TINY.entries
 
 
+@pytest.mark.parametrize("by", GAUGES)
+def test_every_library_measures_the_machine(by: str) -> None:
+    pytest.importorskip(by)
+    rates = calibrate(SETTING, by, copied=1 << 20, side=64)
+    assert 1e6 < rates["bandwidth"] < 1e13
+    assert 1e6 < rates["flops"] < 1e13
+
+
+def test_the_limit_is_the_best_that_any_library_reached() -> None:
+    class Gauge:
+        def __init__(self, **answer: Any) -> None:
+            self.answer = answer
+
+        def ask(self, command: Any, limit: float) -> dict[str, Any]:
+            return self.answer
+
+    gauges: Any = {
+        "torch": Gauge(status="ok", bandwidth=3.0, flops=5.0),
+        "jax": Gauge(status="ok", bandwidth=2.0, flops=9.0),
+        "numpy": Gauge(status="skipped", reason="not on a Sunday"),
+    }
+    session = Session("s", "c", {}, SETTING, None, 1, 0.1, 9.0)
+    asked = Run((), SETTING, Path("none"))
+    first = runner._gauged(asked, session, gauges)
+    assert first.rates == Rates(3.0, 9.0)
+    # What an earlier workload's turn saw counts too.
+    slow: Any = {"torch": Gauge(status="ok", bandwidth=1.0, flops=1.0)}
+    assert runner._gauged(asked, first, slow).rates == Rates(3.0, 9.0)
+    silent: Any = {"numpy": gauges["numpy"]}
+    assert runner._gauged(asked, session, silent).rates is None
+
+
 # In a process of its own, as contestants have: it changes how the process allocates.
 WEIGHED = """
 import sys
 import numpy as np
 from symcompile.bench.memory import peak_of
 size = 4 << 20
-if sys.argv[1] == "jax":
+if sys.argv[1] == "torch":
+    import torch
+    x = torch.ones(size, dtype=torch.uint8)
+    call = lambda: (x + 1) + (x + 2)
+elif sys.argv[1] == "jax":
     import jax
     twice = jax.jit(lambda x: 2 * x)
     x = jax.numpy.ones(size, jax.numpy.uint8)
@@ -413,14 +644,73 @@ print(peak_of(call) / size)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's figures are Linux's")
-@pytest.mark.parametrize(("kind", "held"), [("numpy", 2), ("jax", 1)])
-def test_peak_memory_counts_what_is_held_at_the_peak_only(kind: str, held: int) -> None:
+@pytest.mark.parametrize(("kind", "held"), [("numpy", 2), ("jax", 1), ("torch", 3)])
+def test_peak_memory_counts_what_is_held_at_the_peak_only(
+    kind: str, held: int, tmp_path: Path
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WEIGHED, kind], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", WEIGHED, kind],
+        env=environment(SETTING, str(tmp_path)),  # whose allocator keeps what it has
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     # The kernel counts pages in batches for each thread.
     assert float(done.stdout) == pytest.approx(held, rel=0.1)
+
+
+def test_xla_states_what_a_call_on_a_gpu_takes() -> None:
+    jax = pytest.importorskip("jax")
+    from symcompile.bench.jax_subject import jax_subject
+
+    def apply(params: Any, x: list[Any]) -> list[Any]:
+        half = jax.numpy.sort(x[0])  # has to be there as a whole before anything is put out
+        return [half[::-1] + half]
+
+    asked = Setting(device="cuda")  # the figures are the same on any device
+    subject = jax_subject(apply, (), asked, stages={})
+    x = subject.put([np.ones(1 << 20, np.float32)])
+    assert subject.weigh is not None
+    size = 4 << 20
+    assert subject.weigh("forward", x, x) == pytest.approx(2 * size, rel=0.01)
+    assert subject.weigh("train", x, x) >= 2 * size  # an output and a gradient
+    assert jax_subject(apply, (), SETTING, stages={}).weigh is None
+
+
+FAULTS = """
+import resource
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    b"x" * (64 << 20)
+before = faults()
+for _ in range(4):
+    b"x" * (64 << 20)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="about the allocator of Linux")
+def test_contestants_use_memory_again(tmp_path: Path) -> None:
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    counts = [
+        int(subprocess.check_output([sys.executable, "-c", FAULTS], env=env, timeout=60))
+        for env in (environment(SETTING, str(tmp_path)), plain)
+    ]
+    assert counts[0] < 100
+    if "glibc" in platform.libc_ver():
+        assert counts[1] > 1000, "if this is so no more, the instrument needs no setting for it"
+
+
+def test_inputs_take_turns_beyond_what_caches_hold() -> None:
+    small = Bench(TINY, Contestant("numpy auto"), SETTING)
+    small.first()
+    assert len({id(small._next()[0]) for _ in range(1000)}) == len(small.inputs) == 128
+    for name in WORKLOADS:
+        made = workload(name)
+        count = max(2, min(128, (1 << 27) // (4 * made.entries)))
+        assert count * 4 * made.entries >= 64 << 20, name
 
 
 # --- workloads -----------------------------------------------------------------------------------
@@ -521,9 +811,10 @@ def test_nfn_is_equivariant_on_its_own_layout(made: Workload) -> None:
     assert error <= tolerance
     assert subject.train is not None
     x = subject.put(made.inputs(0, np.dtype("float32")))
-    outputs, gradients = subject.train(x, subject.forward(x))
-    assert len(outputs) == len(made.shapes)
-    assert all(g is None or np.isfinite(g.numpy()).all() for g in gradients)
+    check_gradients(subject, made, np.dtype("float32"))
+    outputs, gradients, of_weights = subject.train(x, subject.forward(x))
+    assert len(outputs) == len(gradients) == len(made.shapes)
+    assert all(g is None or np.isfinite(g.numpy()).all() for g in of_weights)
 
 
 @pytest.mark.parametrize(
@@ -583,6 +874,7 @@ def test_the_command_times_a_spec_of_ones_own(tmp_path: Path) -> None:
         (("--threads", 0), "--threads: found 0, expected 1 to"),
         (("--rounds", 0), "--rounds: found 0"),
         (("--batch", 0), "--batch: found 0"),
+        (("--limit", 0), "--limit: found 0"),
         (("--size", "a=3"), "are for --spec FILE"),
         (("--peers", "no/such/folder"), "'no/such/folder' does not exist"),
     ],
@@ -595,6 +887,57 @@ def test_the_command_refuses_in_one_line(
     assert reason in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def _has_cuda() -> bool:
+    torch = pytest.importorskip("torch")
+    return bool(torch.cuda.is_available())
+
+
+def test_a_device_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
+    if _has_cuda():
+        pytest.skip("there is a CUDA device")
+    done = _cli("rnn", "--device", "cuda", "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "Error: --device cuda: neither torch nor JAX sees such a device; install one of them with "
+        "CUDA on a machine that has it, or use --device cpu\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_on_a_cuda_device_everyone_takes_part_and_is_weighed(tmp_path: Path) -> None:
+    if not _has_cuda():
+        pytest.skip("there is no CUDA device")
+    names = ("torch auto", "torch.compile auto", "nfn")
+    wanted = [word for name in names for word in ("--contestant", name)]
+    done = _cli("rnn", "cnn", "--quick", "--device", "cuda", *wanted, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    results = read_results(tmp_path / "out" / "records.jsonl")
+    for made in results.measurements:
+        if (made.workload["name"], made.contestant) == ("rnn", "nfn"):
+            assert made.status == "skipped"
+            continue
+        assert (made.status, made.train_status) == ("ok", "ok"), made
+        needed = 4 * Workload.from_dict(made.workload).entries
+        assert made.extra is not None
+        assert needed <= made.extra < 100 * needed
+    assert results.sessions[-1].rates is not None
+
+
+@pytest.mark.parametrize("name", ["torch auto", "jax auto", "nfn", "one term at a time"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_contestants_take_other_dtypes(name: str, dtype: str, tmp_path: Path) -> None:
+    (contestant,) = (c for c in find_contestants(peers_beside()) if c.name == name)
+    records = tmp_path / "records.jsonl"
+    setting = replace(SETTING, dtype=dtype)
+    short = {"rounds": 1, "budget": 0.0, "most": 1, "copied": 1 << 16, "side": 8}
+    results = run(Run(((TINY, (contestant,)),), setting, records, **short))
+    made = results.of("tiny")[name]
+    if made.status == "skipped":
+        pytest.skip(made.reason)
+    assert (made.status, made.train_status) == ("ok", "ok"), (made.reason, made.train_reason)
+    assert results.sessions[-1].rates is not None
 
 
 def test_the_command_lists_and_imports_no_framework() -> None:
@@ -619,3 +962,51 @@ def test_an_unknown_contestant_and_a_file_without_any_are_refused(tmp_path: Path
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(OptionError, match="has no CONTESTANTS"):
         find_contestants([tmp_path / "empty.py"])
+
+
+# --- the README ----------------------------------------------------------------------------------
+
+
+def _readme() -> Any:
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_shows_what_the_committed_results_say() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert _readme().updated(text) == text, "run: python benchmarks/readme.py"
+
+
+def test_the_readme_shows_a_plot_and_a_table_of_the_results(tmp_path: Path) -> None:
+    readme = _readme()
+    text = "a\n<!-- benchmark results: r/cpu -->\nold\n<!-- end of benchmark results -->\nb\n"
+    empty = text.replace("old\n", "")
+    assert readme.updated(text, tmp_path) == empty
+    folder = tmp_path / "r" / "cpu"
+    folder.mkdir(parents=True)
+    times = {"torch auto": 0.002, "torch.compile auto": 0.001, "jax auto": 0.004, "nfn": 0.006}
+    results = _results(times)
+    machine = {"processor": "Abacus", "usable_cores": 2, "packages": {}}
+    sessions = tuple(replace(s, machine=machine, command="bench y") for s in results.sessions)
+    results = replace(results, sessions=sessions)
+    (folder / "results.json").write_text(report.json_text(results))
+    shown = readme.updated(empty, tmp_path)
+    assert shown.startswith("a\n<!-- benchmark results: r/cpu -->\n")
+    assert shown.endswith("<!-- end of benchmark results -->\nb\n")
+    assert readme.updated(shown, tmp_path) == shown
+    assert "](r/cpu/ratios.svg)" in shown
+    assert "| tiny | forward | 1 | 4 | 6.00× | 1.50× |" in shown
+    assert "| geometric mean | forward |  |  | 6.00× over 1 | 1.50× over 1 |" in shown
+    assert "Abacus, 2 cores" in shown
+    assert "`bench y`" in shown
+    # Another figure in the results is another README.
+    changed = _results({**times, "nfn": 0.007})
+    (folder / "results.json").write_text(report.json_text(replace(changed, sessions=sessions)))
+    assert readme.updated(shown, tmp_path) != shown
+    for broken in ("a\n", text + text):
+        with pytest.raises(ValueError, match="pairs of comments"):
+            readme.updated(broken, tmp_path)

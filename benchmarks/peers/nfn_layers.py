@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from math import prod
-from time import perf_counter
 from typing import Any
 
-from symcompile.bench.subject import Setting, Subject, Unsuited
+from symcompile.bench.subject import Setting, Stopwatch, Subject, Unsuited
 from symcompile.bench.workloads import Workload
 from symcompile.spec import DictNode, Fixed, Leaf, LeafNode, Node, Perm
 
@@ -94,6 +93,7 @@ def _atoms(layer: Layer, leaves: tuple[Leaf, ...]) -> tuple[Perm | Fixed, Perm |
 def build(workload: Workload, setting: Setting, *, compiled: bool) -> Subject:
     """The contestant."""
     layers = layers_of(workload)
+    watch = Stopwatch()
     try:
         from nfn.common import ArraySpec, NetworkSpec, WeightSpaceFeatures
         from nfn.layers import HNPLinear, NPLinear
@@ -113,7 +113,7 @@ def build(workload: Workload, setting: Setting, *, compiled: bool) -> Subject:
         ]
         for layer in layers
     }
-    start = perf_counter()
+    watch.lap("import")
     weight_spec, bias_spec = [], []
     for number, layer in enumerate(layers):
         out, into = (split[layer.kernel][axis] for axis in layer.order[:2])
@@ -153,7 +153,7 @@ def build(workload: Workload, setting: Setting, *, compiled: bool) -> Subject:
             return out
 
     module = Called().to(device=device, dtype=getattr(torch, setting.dtype))
-    stages = {"plan": 0.0, "emit": perf_counter() - start}
+    watch.lap("emit")  # its layers draw their weights as they are made
     kernels = {layer.kernel: layer for layer in layers}
 
     def pack(x: list[Any]) -> Any:
@@ -186,7 +186,7 @@ def build(workload: Workload, setting: Setting, *, compiled: bool) -> Subject:
         setting,
         pack=pack,
         unpack=unpack,
-        stages=stages,
+        stages=watch.stages,
         compiled=compiled,
         layout_in=layout_in,
         layout_out=layout_out,

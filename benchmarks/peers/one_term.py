@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from math import prod
-from time import perf_counter
 from typing import Any
 
-from symcompile.bench.subject import Setting, Subject
+from symcompile.bench.subject import Setting, Stopwatch, Subject
 from symcompile.bench.workloads import Workload
 from symcompile.check.draw import stored_shape
 from symcompile.diagrams import set_partitions
@@ -83,6 +82,7 @@ def term(x: Any, blocks: Blocks, out_sizes: Sequence[int]) -> Any:
 
 def build(workload: Workload, setting: Setting) -> Subject:
     """The contestant."""
+    watch = Stopwatch()
     import jax
     import jax.numpy as jnp
 
@@ -91,15 +91,15 @@ def build(workload: Workload, setting: Setting) -> Subject:
     prepare(setting)
     leaves, sizes = workload.spec.leaves, dict(workload.spec.sizes)
     channels = workload.channels
-    start = perf_counter()
+    watch.lap("import")
     terms = {
         (o, i): tuple(partitions((*out.labels, *into.labels)))
         for o, out in enumerate(leaves)
         for i, into in enumerate(leaves)
     }
-    planned = perf_counter()
-    params = _init(leaves, channels, terms, jnp.dtype(setting.dtype))
-    stages = {"plan": planned - start, "emit": perf_counter() - planned}
+    watch.lap("plan")
+    params = jax.block_until_ready(_init(leaves, channels, terms, jnp.dtype(setting.dtype)))
+    watch.lap("init")
     out_sizes = [[sizes[label] for label in leaf.labels] for leaf in leaves]
 
     def example(params: Any, x: list[Any]) -> list[Any]:
@@ -115,7 +115,7 @@ def build(workload: Workload, setting: Setting) -> Subject:
         return outputs
 
     apply = jax.vmap(example, in_axes=(None, 0))
-    return jax_subject(apply, params, setting, stages=stages)
+    return jax_subject(apply, params, setting, stages=watch.stages)
 
 
 def _over_channels(function: Callable[[Any], Any]) -> Callable[[Any], Any]:

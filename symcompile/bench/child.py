@@ -9,30 +9,36 @@ with the permutations of the workload, at the very sizes it is timed at.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from symcompile.bench.contestants import Contestant, build_of
-from symcompile.bench.memory import peak_of
+from symcompile.bench.memory import give_back, peak_of
 from symcompile.bench.roofline import calibrate
 from symcompile.bench.subject import Setting, Subject, Unsuited
 from symcompile.bench.workloads import Workload
 from symcompile.check.draw import draw_permutations, dtype_of, permute, tolerance_of, wide
 from symcompile.errors import BackendError, CheckError
 
-__all__ = ["Bench", "check_outputs", "main"]
+__all__ = ["Bench", "check_gradients", "check_outputs", "main"]
 
-_ROTATED = 1 << 28
-"""Bytes of inputs that take turns, where memory allows: more than caches hold."""
+_ROTATED, _MOST = 1 << 27, 128
+"""Bytes of inputs that take turns, more than caches hold, in at most so many inputs."""
+
+_PATIENCE = 1.0
+"""Seconds of a call that is long enough not to need a second look."""
 
 
 class Bench:
@@ -46,16 +52,15 @@ class Bench:
         self.bytes = workload.entries * self.kind.itemsize
         self.inputs = [self.subject.put(workload.inputs(0, self.kind))]
         self.turn = 0
-        self.extra: dict[str, int | None] = {}
 
     def first(self) -> dict[str, Any]:
         """The first forward pass, which compiles; then the check."""
-        first, self.extra["forward"] = self._first(lambda: self.subject.forward(self.inputs[0]))
+        first = _seconds(lambda: self.subject.forward(self.inputs[0]))
         error, tolerance = check_outputs(self.subject, self.workload, self.kind)
         # Two at least: while one is the input, the next is the cotangent.
-        for seed in range(1, max(2, min(8, _ROTATED // max(self.bytes, 1)))):
+        for seed in range(1, max(2, min(_MOST, _ROTATED // max(self.bytes, 1)))):
             self.inputs.append(self.subject.put(self.workload.inputs(seed, self.kind)))
-        steady = self._steady(self._forward)
+        steady = _steady(self._forward)
         return {
             "stages": {**self.subject.stages, "compile": max(first - steady, 0.0), "run": steady},
             "error": error,
@@ -64,42 +69,33 @@ class Bench:
         }
 
     def first_train(self) -> dict[str, Any]:
-        """The first forward and backward pass, which compiles again, if there is one."""
+        """The first forward and backward pass, which compiles again, if there is one; the check."""
         if self.subject.train is None:
             return {"trains": False}
-        first, self.extra["train"] = self._first(self._train)
-        return {"trains": True, "compile": max(first - self._steady(self._train), 0.0)}
+        first = _seconds(self._train)
+        check_gradients(self.subject, self.workload, self.kind)
+        return {"trains": True, "compile": max(first - _steady(self._train), 0.0)}
 
-    def weigh(self) -> dict[str, Any]:
-        """Bytes that calls take on top of their inputs; nothing can be timed after this."""
-        if self.subject.allocated is None:
-            self.extra["forward"] = peak_of(self._forward)
-            if self.subject.train is not None:
-                self.extra["train"] = peak_of(self._train)
-        return {"extra": self.extra.get("forward"), "extra_train": self.extra.get("train")}
-
-    def _first(self, call: Callable[[], Any]) -> tuple[float, int | None]:
-        """Seconds of a first call, and where the device counts them its bytes."""
-        allocated = self.subject.allocated
-        if self.subject.reset is not None:
-            self.subject.reset()
-        before = 0 if allocated is None else allocated()[0]
-        start = perf_counter()
-        call()
-        seconds = perf_counter() - start
-        return seconds, None if allocated is None else allocated()[1] - before
+    def weigh(self, trains: bool) -> dict[str, Any]:
+        """Bytes that calls take on top of inputs and weights; nothing can be timed after this."""
+        calls = {"extra": ("forward", self._forward), "extra_train": ("train", self._train)}
+        if not trains:
+            del calls["extra_train"]
+        weigh = self.subject.weigh
+        return {
+            name: peak_of(call) if weigh is None else weigh(what, *self._next())
+            for name, (what, call) in calls.items()
+        }
 
     def round(self, what: str, budget: float, most: int) -> dict[str, Any]:
-        """Seconds of each call until `budget` seconds have gone by, or `most` calls."""
+        """Seconds of calls, one at least, until `budget` seconds or `most` calls are over."""
         call = self._train if what == "train" else self._forward
-        call()  # wakes the threads that slept while others had their turn
+        call()  # wakes the threads that slept while others had their turn, and takes memory
         times: list[float] = []
         end = perf_counter() + budget
-        while len(times) < most and (len(times) < 2 or perf_counter() < end):
-            start = perf_counter()
-            result = call()
-            times.append(perf_counter() - start)
-            del result
+        while len(times) < most and (not times or perf_counter() < end):
+            times.append(_seconds(call))
+        self.subject.rest()
         return {"times": times}
 
     def _next(self) -> tuple[Any, Any]:
@@ -114,11 +110,19 @@ class Bench:
         assert self.subject.train is not None, "asked only if it trains"
         return self.subject.train(*self._next())
 
-    def _steady(self, call: Callable[[], Any]) -> float:
-        call()
-        start = perf_counter()
-        call()
-        return perf_counter() - start
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = perf_counter()
+    result = call()
+    seconds = perf_counter() - start
+    del result  # letting go of it is not timed
+    return seconds
+
+
+def _steady(call: Callable[[], Any]) -> float:
+    """Seconds of a call that is not the first."""
+    seconds = _seconds(call)
+    return seconds if seconds > _PATIENCE else _seconds(call)
 
 
 def check_outputs(
@@ -151,11 +155,11 @@ def check_outputs(
         raise CheckError(f"outputs have shapes {shapes[:4]}, expected {workload.shapes[:4]}")
     worst, tolerance = 0.0, tolerance_of(kind)
     for place, leaf in enumerate(workload.spec.leaves):
-        scale = float(np.abs(wide(y[place])).max(initial=0.0))
+        scale = _largest(y[place])
         if not np.isfinite(scale) or scale == 0 or np.array_equal(y[place], changed[place]):
             raise CheckError(f"output {leaf.path} is zero, not finite or the same for any input")
         wanted = permute(y[place], leaf, sizes, permutations)
-        error = float(np.abs(wide(after[place]) - wide(wanted)).max(initial=0.0)) / scale
+        error = _largest(_exact(after[place]) - _exact(wanted)) / scale
         if not error <= tolerance:
             raise CheckError(
                 f"not equivariant: output {leaf.path} is off by {error:.2g} of its largest entry "
@@ -165,8 +169,59 @@ def check_outputs(
     return worst, tolerance
 
 
+def check_gradients(subject: Subject, workload: Workload, kind: np.dtype[Any]) -> None:
+    """Hold the backward pass of a contestant to its forward pass.
+
+    Outputs must be those of `forward`. The layer is f(x) = A x + b; for any inputs x and x', with
+    d = x - x' and the cotangent g = f(x) - f(x') = A d, gradients A* g meet <d, A* g> = <g, g>.
+
+    Raises:
+        CheckError: they do not.
+    """
+    assert subject.train is not None, "asked only if it trains"
+    one, other = workload.inputs(0, kind), workload.inputs(1, kind)
+    y, before = (subject.get(subject.forward(subject.put(x))) for x in (one, other))
+    cotangent = [(_exact(a) - _exact(b)).astype(kind) for a, b in zip(y, before, strict=True)]
+    outputs, gradients, _ = subject.train(subject.put(one), subject.put(cotangent))
+    tolerance = tolerance_of(kind)
+    for leaf, value, wanted in zip(workload.spec.leaves, subject.get(outputs), y, strict=True):
+        off = _largest(_exact(value) - _exact(wanted))
+        if not off <= tolerance * _largest(wanted):
+            raise CheckError(
+                f"output {leaf.path} differs by {off:.2g} when gradients are asked for"
+            )
+    if any(gradient is None for gradient in gradients):
+        raise CheckError("not every input has a gradient")
+    pulled = sum(
+        _dot(_exact(a) - _exact(b), gradient)
+        for a, b, gradient in zip(one, other, subject.get(gradients), strict=True)
+    )
+    expected = sum(_dot(g, g) for g in cotangent)
+    error = abs(pulled - expected) / expected
+    if not error <= tolerance:
+        raise CheckError(
+            f"gradients are not those of the forward pass: off by {error:.2g} along one direction "
+            f"(allowed {tolerance:.1g})"
+        )
+
+
+def _exact(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Wide enough to subtract: half types are not."""
+    return wide(value) if value.itemsize < 4 else value
+
+
+def _largest(value: np.ndarray[Any, Any]) -> float:
+    return float(np.abs(_exact(value)).max(initial=0.0))
+
+
+def _dot(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    product = _exact(a).conj() * _exact(b)
+    return float(product.real.sum(dtype=np.float64))
+
+
 def main() -> None:
-    """Serve one parent until it closes stdin."""
+    """Serve one parent until it closes stdin, or ends in whatever way."""
+    _end_with_parent()
     # Libraries print; what they print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -175,6 +230,7 @@ def main() -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
         gc.collect()
+        give_back()  # others need it while this one waits
 
 
 def _serve(lines: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -199,16 +255,32 @@ def _serve(lines: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 def _obey(bench: Bench | None, setting: Setting, do: str, **options: Any) -> dict[str, Any]:
     if do == "calibrate":
         return calibrate(setting, **options)
-    assert bench is not None, "a process without a contestant is only asked to calibrate"
+    if do == "look":
+        return {"sees_device": any(_sees(framework, setting) for framework in ("torch", "jax"))}
+    assert bench is not None, "a process without a contestant is asked about the machine only"
     match do:
         case "first":
             return bench.first()
         case "first_train":
             return bench.first_train()
         case "weigh":
-            return bench.weigh()
+            return bench.weigh(**options)
         case _:
             return bench.round(**options)
+
+
+def _sees(framework: str, setting: Setting) -> bool:
+    with suppress(ImportError, Unsuited):
+        import_module(f"symcompile.bench.{framework}_subject").prepare(setting)
+        return True
+    return False
+
+
+def _end_with_parent() -> None:
+    """In the middle of compiling, a process would not see that stdin is closed."""
+    parent_death = 1  # PR_SET_PDEATHSIG, Linux only
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(parent_death, signal.SIGKILL)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from symcompile.bench.statistics import Summary, geometric_mean, ratio, summary
 from symcompile.bench.workloads import Workload
 from symcompile.check.draw import dtype_of
 
-__all__ = ["Match", "Row", "Total", "matches", "rows", "totals"]
+__all__ = ["Match", "Row", "Total", "fared", "matches", "rows", "totals"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ class Row:
         forward, train: seconds of a call; None if not timed.
         share, share_train: floor time over the median: 1 is the roofline.
         floor, floor_train: what the layer cannot do without.
-        peak, peak_train: bytes at the peak of a call, its inputs (and cotangents) included.
+        peak, peak_train: bytes at the peak of a call, its inputs (and cotangents) included, weights
+            not.
         needed: bytes of inputs and outputs.
     """
 
@@ -154,6 +155,18 @@ def matches(results: Results) -> list[Match]:
     return found
 
 
+def fared(results: Results, workload: str, family: str, what: str) -> str | None:
+    """How ours on a framework, or a peer's contestants, fared: "ok" if one has a time, else "late",
+    "failed" or "refused"; None if they do not apply.
+    """
+    statuses = [
+        made.train_status if what == "train" and made.status == "ok" else made.status
+        for made in results.of(workload).values()
+        if _family(made) == family
+    ]
+    return next((word for word in ("ok", "late", "failed", "refused") if word in statuses), None)
+
+
 def totals(found: Sequence[Match], names: Sequence[str]) -> list[Total]:
     """Geometric mean and worst case over the workloads of those names."""
     groups: dict[tuple[str, str, str], list[Match]] = {}
@@ -181,10 +194,13 @@ def _grouped(made: Sequence[Measurement]) -> Mapping[str, list[Measurement]]:
     """By framework, or by peer: "torch.compile auto" is torch, "nfn compiled" is nfn."""
     groups: dict[str, list[Measurement]] = {}
     for measurement in made:
-        name = measurement.contestant
-        family = name.split()[0].split(".")[0] if measurement.ours else name
-        groups.setdefault(family.removesuffix(" compiled"), []).append(measurement)
+        groups.setdefault(_family(measurement), []).append(measurement)
     return groups
+
+
+def _family(made: Measurement) -> str:
+    name = made.contestant
+    return name.split()[0].split(".")[0] if made.ours else name.removesuffix(" compiled")
 
 
 def _best(group: Sequence[Measurement], what: str) -> Measurement | None:
@@ -202,4 +218,4 @@ def _time(made: Measurement, what: str) -> float | None:
 def _ratio(slow: Measurement, fast: Measurement, what: str) -> Summary:
     if what == "first result":
         return ratio([[slow.first_result or 0.0]], [[fast.first_result or 1.0]])
-    return ratio(slow.times(what), fast.times(what), paired=slow.session == fast.session)
+    return ratio(slow.times(what), fast.times(what), paired=slow.group == fast.group)

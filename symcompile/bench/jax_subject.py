@@ -27,7 +27,10 @@ def prepare(setting: Setting) -> None:
     jax.config.update("jax_default_matmul_precision", "highest")  # type: ignore[no-untyped-call]
     if setting.dtype in ("float64", "complex128"):
         jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
-    platform = jax.default_backend()
+    try:
+        platform = jax.default_backend()
+    except RuntimeError as error:  # asked for a platform that it was not installed for
+        raise Unsuited(f"JAX sees no {setting.device} device: {error}") from None
     if platform != ("gpu" if setting.device == "cuda" else "cpu"):
         raise Unsuited(f"JAX runs on {platform}, not on {setting.device}")
 
@@ -49,9 +52,10 @@ def jax_subject(
     forward_jit = jax.jit(apply)
 
     # The outputs are returned too: the layer is linear, and XLA would drop an unused forward pass.
-    def pulled(params: Any, x: list[jax.Array], cotangent: list[jax.Array]) -> Any:
+    def pulled(params: Any, x: list[jax.Array], cotangent: list[jax.Array]) -> tuple[Any, Any, Any]:
         outputs, pull = jax.vjp(apply, params, x)
-        return outputs, pull(cotangent)
+        of_params, of_x = pull(cotangent)
+        return outputs, of_x, of_params
 
     train_jit = jax.jit(pulled)
 
@@ -63,9 +67,12 @@ def jax_subject(
     def get(outputs: list[jax.Array]) -> list[np.ndarray[Any, Any]]:
         return [np.asarray(output) for output in outputs]
 
-    def allocated() -> tuple[int, int]:
-        stats = jax.devices()[0].memory_stats() or {}
-        return int(stats.get("bytes_in_use", 0)), int(stats.get("peak_bytes_in_use", 0))
+    # The allocator cannot forget its peak; XLA says what a program of its will take.
+    def weigh(what: str, x: list[jax.Array], cotangent: list[jax.Array]) -> int:
+        asked = train_jit.lower(params, x, cotangent) if what == "train" else None
+        plan = (asked or forward_jit.lower(params, x)).compile().memory_analysis()
+        assert plan is not None, "both CPUs and GPUs have it"
+        return int(plan.temp_size_in_bytes + plan.output_size_in_bytes)
 
     return Subject(
         put,
@@ -74,6 +81,5 @@ def jax_subject(
         lambda x, cotangent: done(train_jit(params, x, cotangent)),
         stages,
         {"jax": jax.__version__},
-        # JAX cannot forget its peak: the child measures it before anything else has run.
-        allocated if setting.device == "cuda" else None,
+        weigh if setting.device == "cuda" else None,
     )

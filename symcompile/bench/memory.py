@@ -2,7 +2,8 @@
 
 In: a call. Out: how far the resident set rose while it ran. Linux only; None elsewhere.
 The one thing to know: freed memory that the allocator keeps would hide use, so it is told to keep
-none, for the rest of the process's life. That makes it slower: time first, weigh last.
+none, for the rest of the process's life. That makes it slower: time first, weigh last. For timing
+it is told the opposite, see `process.environment`.
 """
 
 from __future__ import annotations
@@ -12,29 +13,31 @@ import gc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from time import sleep
+from time import perf_counter, sleep
 from typing import Any
 
-__all__ = ["available", "peak_of"]
+__all__ = ["available", "give_back", "peak_of"]
 
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_LONG = 1.0
 _FREED = 0.1
 """Seconds after which buffers that nobody holds are freed: some frameworks do it in a thread."""
 
 
-def peak_of(call: Callable[[], Any], repeats: int = 3) -> int | None:
+def peak_of(call: Callable[[], Any], repeats: int = 2) -> int | None:
     """Most bytes by which the resident set exceeds what it was before a call, its result alive.
 
-    The least of several calls, since other threads of the process may take memory meanwhile.
+    The least of several calls, since other threads of the process may take memory meanwhile; a
+    call that takes long is looked at once.
     """
     _keep_nothing()
     call()  # what it frees goes back to the system, and with it what was kept before
-    found = []
-    for _ in range(repeats):
+    found: list[int] = []
+    start = perf_counter()
+    while len(found) < repeats and not (found and perf_counter() - start > _LONG):
         gc.collect()
         sleep(_FREED)
-        _trim()
+        give_back()
         try:
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
         except OSError:
@@ -72,11 +75,12 @@ def _keep_nothing() -> None:
     """Map large blocks one by one and return the ends of heaps (malloc.h: mallopt)."""
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+        for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX):
             mallopt(parameter, 1 << 16)
 
 
-def _trim() -> None:
+def give_back() -> None:
+    """Return to the system what the allocator keeps for later."""
     # Another C library has no such call: its allocator keeps what it keeps.
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -3,7 +3,8 @@
 In: measurements as they come. Out: a `records.jsonl` file, and what is in it.
 
 The one thing to know: a measurement is found again by the digests of its workload, its contestant's
-code and the setting; whatever changed is measured anew, and the newest line counts.
+code and the setting; whatever changed is measured anew, and the newest line counts. Where a
+workload itself changed, all that was measured on the old one is left out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from symcompile.bench.subject import Setting
 from symcompile.bench.workloads import Workload
 from symcompile.errors import ExportError, OptionError
 
-__all__ = ["Measurement", "Results", "Session", "append", "key_of", "read_results"]
+__all__ = ["STAGES", "Measurement", "Results", "Session", "append", "key_of", "read_results"]
+
+STAGES = ("plan", "emit", "init", "compile")
+"""What comes before the first result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class Session:
         setting: of all its contestants.
         rates: what the machine reached in this run; None if that could not be measured.
         rounds, budget: turns of every contestant, seconds of each.
+        limit: seconds that a contestant had to be built and to compile.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Session:
     rates: Rates | None
     rounds: int
     budget: float
+    limit: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +60,19 @@ class Measurement:
         workload: as `Workload.to_dict` writes it.
         contestant, ours: its name, and whether it is this compiler's.
         key: digests of workload, code and setting.
-        session: the run it is from; turns of one session and workload were interleaved.
+        session: the run it is from.
+        group: equal for those whose turns were interleaved.
         status: "ok"; "skipped": does not apply; "refused": not equivariant; "late": no
             answer within the limit; "failed".
-        reason: for a status that is not "ok", and for a backward pass that failed.
+        reason: for a status that is not "ok".
+        train_status: likewise of forward + backward; "none": has no gradients.
+        train_reason: for a `train_status` of "late" or "failed".
         error, tolerance: largest relative error of equivariance, and what was allowed.
-        stages: seconds to the first result: plan, emit, compile, run; and compile_train.
+        stages: seconds to the first result, see `Stopwatch`, then compile and run; before that
+            import, and after it compile_train.
         forward, train: seconds of every call, a list for each turn; empty if not timed.
-        extra, extra_train: bytes a call takes on top of its inputs, outputs included.
+        extra, extra_train: bytes a call takes on top of inputs and weights, outputs included;
+            None if that could not be measured.
         versions: of the frameworks it is built on.
     """
 
@@ -70,8 +81,11 @@ class Measurement:
     ours: bool
     key: str
     session: str
+    group: str
     status: str
     reason: str = ""
+    train_status: str = "ok"
+    train_reason: str = ""
     error: float | None = None
     tolerance: float | None = None
     stages: Mapping[str, float] = field(default_factory=dict)
@@ -87,9 +101,10 @@ class Measurement:
 
     @property
     def first_result(self) -> float | None:
-        """Seconds from the spec to the first output."""
-        parts = [self.stages.get(name) for name in ("plan", "emit", "compile", "run")]
-        return None if None in parts else sum(part for part in parts if part is not None)
+        """Seconds from the spec to the first output, importing the framework apart."""
+        if "run" not in self.stages:
+            return None
+        return sum(self.stages.get(name, 0.0) for name in (*STAGES, "run"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +139,13 @@ class Results:
             "sessions": [asdict(session) for session in self.sessions],
             "measurements": [asdict(measurement) for measurement in self.measurements],
         }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Results:
+        """The results that `to_dict` wrote."""
+        return Results(
+            tuple(map(_session, data["sessions"])), tuple(map(_measurement, data["measurements"]))
+        )
 
 
 def key_of(workload: Workload, contestant: Contestant, setting: Setting) -> str:
@@ -182,7 +204,15 @@ def read_results(path: Path) -> Results:
                 sessions[session.name] = session
             else:
                 made = _measurement(data)
-                measurements[made.workload["name"], made.contestant] = made
+                name = made.workload["name"]
+                stale = [
+                    key
+                    for key, old in measurements.items()
+                    if key[0] == name and old.workload != made.workload
+                ]
+                for key in stale:
+                    del measurements[key]
+                measurements[name, made.contestant] = made
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number > 1 and not line.endswith("}"):
                 continue
@@ -193,14 +223,11 @@ def read_results(path: Path) -> Results:
     return Results(tuple(sessions.values()), tuple(measurements.values()))
 
 
-def _session(data: dict[str, Any]) -> Session:
-    rates = data.pop("rates")
-    return Session(
-        **{**data, "setting": Setting(**data["setting"])}, rates=rates and Rates(**rates)
-    )
+def _session(data: Mapping[str, Any]) -> Session:
+    rates = data["rates"] and Rates(**data["rates"])
+    return Session(**{**data, "setting": Setting(**data["setting"]), "rates": rates})
 
 
-def _measurement(data: dict[str, Any]) -> Measurement:
-    for what in ("forward", "train"):
-        data[what] = tuple(map(tuple, data[what]))
-    return Measurement(**data)
+def _measurement(data: Mapping[str, Any]) -> Measurement:
+    turns = {what: tuple(map(tuple, data[what])) for what in ("forward", "train")}
+    return Measurement(**{**data, **turns})

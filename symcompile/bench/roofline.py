@@ -20,7 +20,7 @@ import numpy as np
 from symcompile.bench.subject import Setting, Unsuited
 from symcompile.bench.workloads import Workload
 
-__all__ = ["Floor", "Rates", "calibrate", "floor_of"]
+__all__ = ["GAUGES", "Floor", "Rates", "calibrate", "floor_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,31 +68,29 @@ def floor_of(workload: Workload, itemsize: int, *, train: bool = False) -> Floor
     return Floor((tensors + weights) * itemsize, flops)
 
 
-def calibrate(setting: Setting, *, copied: int = 1 << 28, side: int = 2048) -> dict[str, Any]:
-    """Bandwidth and matmul rate, by torch where it is installed, else by NumPy.
+def calibrate(
+    setting: Setting, by: str, *, copied: int = 1 << 28, side: int = 2048
+) -> dict[str, float]:
+    """Bandwidth and matmul rate that a library reaches.
 
     Args:
+        by: one of `GAUGES`.
         copied: bytes of the array that is copied.
-        side: rows and columns of the matrices.
+        side: rows and columns of the matrices; half of it is tried too.
 
     Raises:
-        Unsuited: there is no such device.
+        Unsuited: it does not run on that device.
+        ModuleNotFoundError: it is not installed.
     """
-    try:
-        copy, multiply, done = _torch_actions(setting, copied, side)
-    except ImportError:
-        if setting.device != "cpu":
-            raise Unsuited(
-                "a CUDA device is calibrated with torch, which is not installed"
-            ) from None
-        copy, multiply, done = _numpy_actions(setting, copied, side)
+    copy, product, done = _ACTIONS[by](setting, copied)
+    sides = (side, max(side // 2, 1))
     return {
         "bandwidth": 2 * copied / _best(copy, done),
-        "flops": 2 * side**3 / _best(multiply, done),
+        "flops": max(2 * n**3 / _best(product(n), done) for n in sides),
     }
 
 
-def _torch_actions(setting: Setting, copied: int, side: int) -> Any:
+def _torch_actions(setting: Setting, copied: int) -> Any:
     import torch
 
     from symcompile.bench.torch_subject import prepare
@@ -100,32 +98,56 @@ def _torch_actions(setting: Setting, copied: int, side: int) -> Any:
     device = prepare(setting)
     source = torch.ones(copied, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    matrix = torch.ones((side, side), dtype=getattr(torch, setting.dtype), device=device)
-    product = torch.zeros_like(matrix)
 
-    def done() -> None:
+    def product(side: int) -> Any:
+        matrix = torch.ones((side, side), dtype=getattr(torch, setting.dtype), device=device)
+        out = torch.zeros_like(matrix)
+        return lambda: torch.mm(matrix, matrix, out=out)
+
+    def done(_: Any) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return (
-        lambda: target.copy_(source),
-        lambda: torch.mm(matrix, matrix, out=product),
-        done,
-    )
+    return lambda: target.copy_(source), product, done
 
 
-def _numpy_actions(setting: Setting, copied: int, side: int) -> Any:
+def _jax_actions(setting: Setting, copied: int) -> Any:
+    import jax
+
+    from symcompile.bench.jax_subject import prepare
+
+    prepare(setting)
+    copy = jax.jit(lambda x: x + 1)
+    multiply = jax.jit(lambda x: x @ x)
+    source = jax.numpy.ones(copied // 4, "float32")
+
+    def product(side: int) -> Any:
+        matrix = jax.numpy.ones((side, side), setting.dtype)
+        return lambda: multiply(matrix)
+
+    return lambda: copy(source), product, jax.block_until_ready
+
+
+def _numpy_actions(setting: Setting, copied: int) -> Any:
     from symcompile.check.draw import dtype_of
 
+    if setting.device != "cpu":
+        raise Unsuited("NumPy runs on the CPU only")
     source = np.ones(copied, np.uint8)
     target = np.zeros_like(source)
-    matrix = np.ones((side, side), dtype_of(setting.dtype))
-    product = np.zeros_like(matrix)
-    return (
-        lambda: np.copyto(target, source),
-        lambda: np.matmul(matrix, matrix, out=product),
-        lambda: None,
-    )
+
+    def product(side: int) -> Any:
+        matrix = np.ones((side, side), dtype_of(setting.dtype))
+        out = np.zeros_like(matrix)
+        return lambda: np.matmul(matrix, matrix, out=out)
+
+    return lambda: np.copyto(target, source), product, lambda _: None
+
+
+_ACTIONS = {"torch": _torch_actions, "jax": _jax_actions, "numpy": _numpy_actions}
+
+GAUGES = tuple(_ACTIONS)
+"""Libraries that the machine is measured by: the limit is the best of them."""
 
 
 def _best(action: Any, done: Any, repeats: int = 7) -> float:
@@ -133,7 +155,6 @@ def _best(action: Any, done: Any, repeats: int = 7) -> float:
     times = []
     for _ in range(repeats + 2):
         start = perf_counter()
-        action()
-        done()
+        done(action())
         times.append(perf_counter() - start)
     return min(times)

@@ -4,16 +4,18 @@ In: a `Run`. Out: records, appended to its file as each workload is done.
 
 The one thing to know: contestants of a workload are built one after the other, each alone on the
 machine; then they take turns, A B C A B C, while the others sleep; memory is measured last. What
-was measured before is left alone.
+was measured before is left alone; what a run that was broken off had not finished is begun anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from symcompile.bench.contestants import Contestant
@@ -21,11 +23,12 @@ from symcompile.bench.machine import describe
 from symcompile.bench.memory import available
 from symcompile.bench.process import Child
 from symcompile.bench.records import Measurement, Results, Session, append, key_of, read_results
-from symcompile.bench.roofline import Rates
+from symcompile.bench.roofline import GAUGES, Rates
 from symcompile.bench.subject import Setting
 from symcompile.bench.workloads import Workload
+from symcompile.errors import OptionError
 
-__all__ = ["Run", "pending", "run"]
+__all__ = ["Run", "pending", "ready", "run"]
 
 _SPARE = 2 << 30
 """Bytes that a process may need besides data."""
@@ -42,7 +45,8 @@ class Run:
         rounds: turns of every contestant.
         budget: seconds of a turn.
         most: calls of a turn.
-        limit: seconds that a contestant may take to answer, compiling included.
+        limit: seconds that a contestant has to be built, compile and pass the check, all together,
+            and then for every turn.
         command: that this run was asked for with.
         copied, side: bytes and rows that calibration uses.
     """
@@ -53,7 +57,7 @@ class Run:
     rounds: int = 5
     budget: float = 0.5
     most: int = 100
-    limit: float = 600.0
+    limit: float = 60.0
     command: str = ""
     copied: int = 1 << 28
     side: int = 2048
@@ -66,18 +70,56 @@ class Run:
 
 @dataclass
 class _Seat:
-    """A contestant at a workload: its process and what is known so far."""
+    """A contestant at a workload: its process, what is known so far, and when its time is up."""
 
     child: Child
     so_far: Measurement
+    end: float
+
+
+def ready(run: Run) -> None:
+    """Whether a run can be made and its results go where they are to go.
+
+    Raises:
+        OptionError: no framework sees the device, or the folder holds results of another setting or
+            machine, which cannot be compared with those of this one.
+    """
+    if run.setting.device != "cpu":
+        with Child({}, run.setting) as child:
+            child.start(run.limit)
+            if not child.ask({"do": "look"}, run.limit).get("sees_device"):
+                raise OptionError(
+                    f"--device {run.setting.device}: neither torch nor JAX sees such a device; "
+                    "install one of them with CUDA on a machine that has it, or use --device cpu"
+                )
+    machine = describe()
+    for session in read_results(run.records).sessions:
+        theirs, ours = (
+            {**asdict(setting), **{name: known.get(name) for name in _MACHINE}}
+            for setting, known in ((session.setting, session.machine), (run.setting, machine))
+        )
+        other = [name for name in ours if theirs[name] != ours[name]]
+        if other:
+            found = ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in other)
+            raise OptionError(
+                f"{run.records} holds results of another setting ({found}); give another --output"
+            )
+
+
+_MACHINE = ("processor", "cores", "gpus")
+"""What makes another machine."""
 
 
 def pending(run: Run) -> list[tuple[Workload, list[Contestant]]]:
-    """What is not measured yet; what failed, or lacked a package or device, is tried again."""
+    """What is not measured yet, or with fewer rounds; what failed, lacked a package or device, or
+    was late for a lower limit, is tried again.
+    """
+    results = read_results(run.records)
     done = {
         m.key + m.contestant
-        for m in read_results(run.records).measurements
-        if m.status in ("ok", "refused", "late")
+        for m in results.measurements
+        if (m.status in ("ok", "refused") and results.session(m).rounds >= run.rounds)
+        or (m.status == "late" and results.session(m).limit >= run.limit)
     }
     found = []
     for workload, contestants in run.entries:
@@ -108,37 +150,49 @@ def run(run: Run, told: Callable[[str, int], None] = lambda text, steps: None) -
     left = pending(run)
     if left:
         session = _session(run)
-        with Child({}, run.setting) as gauge:
-            gauge.start(run.limit)
+        with ExitStack() as stack:
+            # In processes of their own: the libraries disturb each other.
+            gauges = {by: stack.enter_context(Child({}, run.setting)) for by in GAUGES}
+            for gauge in gauges.values():
+                gauge.start(run.limit)
             for workload, contestants in left:
                 # Before every workload: a machine that was busy at first is not that slow.
                 told("measuring the machine", 0)
-                session = _gauged(run, session, gauge)
+                session = _gauged(run, session, gauges)
                 append(run.records, [session])
-                while contestants:
-                    contestants = _workload(run, session, workload, contestants, told)
+                for group in count():
+                    if not contestants:
+                        break
+                    name = f"{session.name} {workload.name} {group}"
+                    contestants = _workload(run, session, name, workload, contestants, told)
     return read_results(run.records)
 
 
 def _session(run: Run) -> Session:
     name = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    return Session(name, run.command, describe(), run.setting, None, run.rounds, run.budget)
+    return Session(
+        name, run.command, describe(), run.setting, None, run.rounds, run.budget, run.limit
+    )
 
 
-def _gauged(run: Run, session: Session, gauge: Child) -> Session:
-    """The session with the best rates seen so far."""
-    command = {"do": "calibrate", "copied": run.copied, "side": run.side}
-    answer = gauge.ask(command, run.limit)
-    if answer["status"] != "ok":
-        return session
-    seen = session.rates or Rates(0.0, 0.0)
-    best = Rates(max(seen.bandwidth, answer["bandwidth"]), max(seen.flops, answer["flops"]))
-    return replace(session, rates=best)
+def _gauged(run: Run, session: Session, gauges: Mapping[str, Child]) -> Session:
+    """The session with the best rates seen so far, by whichever library."""
+    rates = session.rates
+    for by, gauge in gauges.items():
+        command = {"do": "calibrate", "by": by, "copied": run.copied, "side": run.side}
+        answer = gauge.ask(command, run.limit)
+        if answer["status"] == "ok":
+            seen = rates or Rates(0.0, 0.0)
+            rates = Rates(
+                max(seen.bandwidth, answer["bandwidth"]), max(seen.flops, answer["flops"])
+            )
+    return replace(session, rates=rates)
 
 
 def _workload(
     run: Run,
     session: Session,
+    group: str,
     workload: Workload,
     contestants: Sequence[Contestant],
     told: Callable[[str, int], None],
@@ -157,16 +211,16 @@ def _workload(
                 contestant.is_ours,
                 key_of(workload, contestant, run.setting),
                 session.name,
+                group,
                 "failed",
             )
-            child = stack.enter_context(Child(_job(workload, contestant), run.setting))
-            made = _built(child, blank, run.limit)
-            if made.status == "ok":
-                seats.append(_Seat(child, made))
+            seat = _built(run, stack, _job(workload, contestant), blank)
+            if seat.so_far.status == "ok":
+                seats.append(seat)
                 told("", 1)
             else:
-                child.close()
-                over.append(made)
+                seat.child.close()
+                over.append(seat.so_far)
                 told("", run.steps)
         for turn in range(run.rounds):
             for seat in list(seats):
@@ -180,12 +234,11 @@ def _workload(
                     told("", run.rounds - turn)
         for seat in seats:
             told(f"{workload.name}: weighing {seat.so_far.contestant}", 0)
-            answer = seat.child.ask({"do": "weigh"}, run.limit)
-            if answer["status"] == "ok":
-                weights = {name: answer[name] for name in ("extra", "extra_train")}
-                seat.so_far = replace(seat.so_far, **weights)
-            else:
-                seat.so_far = replace(seat.so_far, reason=f"not weighed: {answer['reason']}")
+            trains = seat.so_far.train_status == "ok"
+            answer = seat.child.ask({"do": "weigh", "trains": trains}, run.limit)
+            seat.so_far = replace(
+                seat.so_far, extra=answer.get("extra"), extra_train=answer.get("extra_train")
+            )
             told("", 1)
     made_now = {m.contestant: m for m in (*over, *(seat.so_far for seat in seats))}
     append(run.records, [made_now[c.name] for c in contestants if c.name in made_now])
@@ -206,39 +259,58 @@ def _fits(workload: Workload) -> bool:
     return free is None or free > _SPARE + 12 * 4 * workload.entries
 
 
-def _built(child: Child, blank: Measurement, limit: float) -> Measurement:
-    """Build, check, compile and weigh one contestant."""
-    answer = child.start(limit)
+def _built(run: Run, stack: ExitStack, job: Mapping[str, Any], blank: Measurement) -> _Seat:
+    """Build, compile and check one contestant, within the limit."""
+    seat = _first(run, stack, job, blank)
+    if seat.so_far.status != "ok":
+        return seat
+    answer = seat.child.ask({"do": "first_train"}, seat.end - monotonic())
+    if answer["status"] == "refused":
+        made = replace(seat.so_far, status="refused", reason=f"backward: {answer['reason']}")
+        return replace(seat, so_far=made)
     if answer["status"] == "ok":
-        answer = child.ask({"do": "first"}, limit)
-    if answer["status"] != "ok":
-        return replace(blank, status=answer["status"], reason=answer["reason"])
-    made = replace(
-        blank,
-        status="ok",
-        error=answer["error"],
-        tolerance=answer["tolerance"],
-        stages=answer["stages"],
-        versions=answer["versions"],
-    )
-    answer = child.ask({"do": "first_train"}, limit)
-    if answer["status"] != "ok":
-        return replace(made, status=answer["status"], reason=f"backward: {answer['reason']}")
-    if not answer["trains"]:
-        return made
-    return replace(made, stages={**made.stages, "compile_train": answer["compile"]})
+        known = {"compile_train": answer["compile"]} if answer["trains"] else {}
+        made = replace(
+            seat.so_far,
+            stages={**seat.so_far.stages, **known},
+            train_status="ok" if answer["trains"] else "none",
+        )
+        return replace(seat, so_far=made)
+    if not seat.child.alive:  # it is timed forward only
+        seat = _first(run, stack, job, blank)
+    reason = _over_limit(run) if answer["status"] == "late" else answer["reason"]
+    made = replace(seat.so_far, train_status=answer["status"], train_reason=reason)
+    return replace(seat, so_far=made)
+
+
+def _first(run: Run, stack: ExitStack, job: Mapping[str, Any], blank: Measurement) -> _Seat:
+    """Build and check one contestant, up to its forward pass."""
+    end = monotonic() + run.limit
+    child = stack.enter_context(Child(job, run.setting))
+    answer = child.start(run.limit)
+    if answer["status"] == "ok":
+        answer = child.ask({"do": "first"}, end - monotonic())
+    if answer["status"] == "ok":
+        told = {name: answer[name] for name in ("error", "tolerance", "stages", "versions")}
+        return _Seat(child, replace(blank, status="ok", **told), end)
+    reason = _over_limit(run) if answer["status"] == "late" else answer["reason"]
+    return _Seat(child, replace(blank, status=answer["status"], reason=reason), end)
+
+
+def _over_limit(run: Run) -> str:
+    return f"not built, compiled and checked within {run.limit:.0f} s"
 
 
 def _turn(run: Run, seat: _Seat) -> Measurement:
     """One turn: forward passes, then forward and backward."""
     made = seat.so_far
     for what in ("forward", "train"):
-        if what == "train" and "compile_train" not in made.stages:
+        if what == "train" and made.train_status != "ok":
             continue
         command = {"do": "round", "what": what, "budget": run.budget, "most": run.most}
         answer = seat.child.ask(command, run.limit)
         if answer["status"] != "ok":
-            return replace(made, status="failed", reason=f"{what}: {answer['reason']}")
+            return replace(made, status=answer["status"], reason=f"{what}: {answer['reason']}")
         turns = (*made.times(what), tuple(answer["times"]))
         made = replace(made, forward=turns) if what == "forward" else replace(made, train=turns)
     return made

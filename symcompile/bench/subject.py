@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from symcompile.bench.workloads import Workload
 from symcompile.errors import SymcompileError
 
-__all__ = ["Arrays", "Build", "Setting", "Subject", "Unsuited"]
+__all__ = ["Arrays", "Build", "Setting", "Stopwatch", "Subject", "Unsuited"]
 
 Arrays: TypeAlias = Sequence[np.ndarray[Any, Any]]
 """One array (batch, *axes, channels) for every tensor of a spec, in canonical order."""
@@ -42,6 +43,25 @@ class Setting:
     threads: int = 1
 
 
+class Stopwatch:
+    """Seconds of the stages of building, each from the end of the one before.
+
+    Stages: "import" of the framework (with the start of its device), "plan", "emit" (source written
+    and loaded, or whatever builds the layer), "init" (weights drawn and put on the device). A
+    contestant without one of them leaves it out.
+    """
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+        self._since = perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """What went by since the last call belongs to this stage."""
+        now = perf_counter()
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - self._since
+        self._since = now
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A built contestant.
@@ -50,22 +70,23 @@ class Subject:
         put: data on the device, in the contestant's own layout.
         get: outputs of `forward` as NumPy arrays of the canonical order and layout.
         forward: outputs of an input.
-        train: outputs of an input and, for a cotangent, the gradients with respect to input and
-            weights; None if the contestant has no gradients.
-        stages: seconds that building took, by stage: "plan" and "emit".
+        train: of an input and a cotangent: outputs, gradients with respect to the input, in the
+            layout of inputs, and with respect to weights; None if the contestant has no gradients.
+        stages: seconds that building took, see `Stopwatch`.
         versions: of what it is built on.
-        allocated: (bytes on the device now, most since `reset`), where the device counts them.
-        reset: forgets the most.
+        weigh: of "forward" or "train", an input and a cotangent: bytes that the call takes beyond
+            these and the weights, where the device or the framework counts them.
+        rest: gives memory of the device back, before others have their turn.
     """
 
     put: Callable[[Arrays], Any]
     get: Callable[[Any], list[np.ndarray[Any, Any]]]
     forward: Callable[[Any], Any]
-    train: Callable[[Any, Any], Any] | None
+    train: Callable[[Any, Any], tuple[Any, Any, Any]] | None
     stages: Mapping[str, float]
     versions: Mapping[str, str]
-    allocated: Callable[[], tuple[int, int]] | None = None
-    reset: Callable[[], None] | None = None
+    weigh: Callable[[str, Any, Any], int] | None = None
+    rest: Callable[[], None] = lambda: None
 
 
 class Build(Protocol):

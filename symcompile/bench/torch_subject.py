@@ -18,7 +18,7 @@ __all__ = ["prepare", "torch_subject"]
 
 
 def prepare(setting: Setting) -> torch.device:
-    """Pin threads and precision; the device.
+    """Pin threads and precision, and start the device.
 
     Raises:
         Unsuited: torch sees no such device.
@@ -29,7 +29,11 @@ def prepare(setting: Setting) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     if setting.device == "cuda" and not torch.cuda.is_available():
         raise Unsuited("torch sees no CUDA device")
-    return torch.device(setting.device)
+    device = torch.device(setting.device)
+    if setting.device == "cuda":
+        torch.ones(1, device=device)
+        torch.cuda.synchronize()
+    return device
 
 
 def torch_subject(
@@ -82,7 +86,7 @@ def torch_subject(
         finish()
         return outputs
 
-    def train(x: list[torch.Tensor], cotangent: list[torch.Tensor]) -> Any:
+    def train(x: list[torch.Tensor], cotangent: list[torch.Tensor]) -> tuple[Any, Any, Any]:
         leaves = [tensor.detach().requires_grad_() for tensor in x]
         outputs = unpack(call(pack(leaves)))
         # Some weights of a contestant may not reach any output.
@@ -90,10 +94,16 @@ def torch_subject(
             outputs, [*leaves, *parameters], cotangent, allow_unused=True
         )
         finish()
-        return [output.detach() for output in outputs], gradients
+        detached = [output.detach() for output in outputs]
+        return detached, gradients[: len(x)], gradients[len(x) :]
 
-    def allocated() -> tuple[int, int]:
-        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+    def weigh(what: str, x: list[torch.Tensor], cotangent: list[torch.Tensor]) -> int:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = train(x, cotangent) if what == "train" else forward(x)
+        peak = torch.cuda.max_memory_allocated()
+        del result
+        return peak - before
 
     return Subject(
         put,
@@ -102,8 +112,8 @@ def torch_subject(
         train,
         stages,
         {"torch": torch.__version__, **(versions or {})},
-        allocated if on_cuda else None,
-        torch.cuda.reset_peak_memory_stats if on_cuda else None,
+        weigh if on_cuda else None,
+        torch.cuda.empty_cache if on_cuda else lambda: None,
     )
 
 

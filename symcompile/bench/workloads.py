@@ -74,6 +74,11 @@ class Workload:
         return sum(map(prod, self.shapes))
 
     @property
+    def only_grown(self) -> bool:
+        """Whether it is there for its series alone."""
+        return self.series is not None and self.name not in WORKLOADS
+
+    @property
     def schema(self) -> Schema:
         """The canonical weights of the layer."""
         tensors = tuple(Tensor(leaf.path, leaf.axes, self.channels) for leaf in self.spec.leaves)

@@ -5,6 +5,8 @@ In: the words after options. Out: what `bench.report` and `bench.plots` make of 
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +38,8 @@ and takes turns with the others.
 
 Workloads: mlp, deep, graph2, graph3, rnn, transformer, cnn; with --growth also transformers and
 graphs of other sizes. A run that was broken off goes on where it stopped when the same command is
-given again; what was measured by other code is measured anew.
+given again: at the first workload that it had not finished. What was measured by other code is
+measured anew.
 """
 
 
@@ -52,8 +55,14 @@ class _Pace:
     side: int
 
 
-_FULL = _Pace(7, 0.5, 100, 900.0, 1 << 28, 2048)
+_FULL = _Pace(5, 0.25, 100, 60.0, 1 << 28, 2048)
 _QUICK = _Pace(3, 0.1, 20, 60.0, 1 << 26, 1024)
+
+_COPIED_ON_GPU, _SIDE_ON_GPU = 1 << 30, 8192
+"""A GPU is done with less before the call has returned: its rates would come out too low."""
+
+_BUSY = 1.0
+"""Load average above which times are not to be trusted."""
 
 _QUICK_BATCH = 4
 _QUICK_WORKLOADS = ("graph2", "cnn")
@@ -102,7 +111,17 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="For every contestant; default all cores.")
     ] = None,
-    rounds: Annotated[int | None, typer.Option(metavar="N", help="Turns of each.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(metavar="N", help="Turns of each; default 5, quick 3.")
+    ] = None,
+    limit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="For building, compiling and checking one contestant; then it is late, and left "
+            "out. Default 60.",
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Two workloads of batch 4 and few turns.")
     ] = False,
@@ -135,12 +154,18 @@ def bench(
     made = _workloads(workloads, spec, shapes, size, batch, channels, quick)
     entries = [(each, picked) for each in made]
     if growth:
-        # One diagram at a time, a large transformer takes hours: that is what peers are for.
-        planned = tuple(each for each in picked if not each.name.endswith(" reference"))
+        # One diagram at a time, a large transformer takes hours: that is what peers are for. NumPy
+        # interprets, and has nothing to compile.
+        left_out = ("numpy", "nfn") if contestant is None else ()
+        planned = tuple(
+            each
+            for each in picked
+            if not each.name.endswith(" reference") and not each.name.startswith(left_out)
+        )
         there = {each.name for each in made}
         entries += [(w, planned) for w in _grown(batch, channels) if w.name not in there]
     pace = _QUICK if quick else _FULL
-    _go(_run(entries, device, dtype, threads, rounds, pace, output), plots)
+    _go(_run(entries, device, dtype, threads, rounds, limit, pace, output), plots)
 
 
 def _run(
@@ -149,6 +174,7 @@ def _run(
     dtype: str,
     threads: int | None,
     rounds: int | None,
+    limit: float | None,
     pace: _Pace,
     output: Path,
 ) -> Run:
@@ -165,6 +191,8 @@ def _run(
         raise OptionError(f"--threads: found {threads}, expected 1 to {cores}")
     if rounds is not None and rounds < 1:
         raise OptionError(f"--rounds: found {rounds}, expected a positive int")
+    if limit is not None and not limit > 0:
+        raise OptionError(f"--limit: found {limit:g}, expected seconds above 0")
     dtype_of(dtype)
     return Run(
         tuple(entries),
@@ -173,10 +201,10 @@ def _run(
         rounds=rounds or pace.rounds,
         budget=pace.budget,
         most=pace.most,
-        limit=pace.limit,
-        command="symcompile " + " ".join(sys.argv[1:]),
-        copied=pace.copied,
-        side=pace.side,
+        limit=limit or pace.limit,
+        command=shlex.join(["symcompile", *sys.argv[1:]]),
+        copied=pace.copied if device == "cpu" else _COPIED_ON_GPU,
+        side=pace.side if device == "cpu" else _SIDE_ON_GPU,
     )
 
 
@@ -239,12 +267,18 @@ def _go(wanted: Run, plots: bool) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from symcompile.bench.plots import draw
-    from symcompile.bench.report import json_text, markdown, tables
-    from symcompile.bench.runner import pending, run
+    from symcompile.bench.plots import draw, require
+    from symcompile.bench.report import json_text, markdown, tables, unmeasured
+    from symcompile.bench.runner import pending, ready, run
     from symcompile.files import write_atomically
 
+    if plots:
+        require()
+    ready(wanted)
     steps = sum(len(left) for _, left in pending(wanted)) * wanted.steps
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if steps and load > _BUSY:
+        say(f"the machine is busy: load {load:.1f}; times taken beside other work are worth little")
     # Refreshed only between measurements: a thread that draws would take part in them.
     progress = Progress(
         TextColumn("{task.description}"),
@@ -262,17 +296,17 @@ def _go(wanted: Run, plots: bool) -> None:
 
         results = run(wanted, told)
     folder = wanted.records.parent
+    drawn = draw(results, folder) if plots else []
+    shown_there = [path.name for path in drawn if path.suffix == ".svg"]
     written = [
         write_atomically(folder / "results.json", json_text(results)),
-        write_atomically(folder / "results.md", markdown(results)),
+        write_atomically(folder / "results.md", markdown(results, shown_there)),
+        *drawn,
     ]
-    if plots:
-        written += draw(results, folder)
     names = [workload.name for workload, _ in wanted.entries]
     shown = console()
     for table in tables(results, names):
         shown.print(table)
-    for made in results.measurements:
-        if made.status != "ok" and made.workload["name"] in names:
-            say(f"{made.status}: {made.workload['name']}, {made.contestant}: {made.reason}")
+    for line in unmeasured(results, names):
+        say(line)
     say("wrote " + ", ".join(str(path) for path in written))
