@@ -94,7 +94,19 @@ FUNCTIONS = {
         *["is_autocast_enabled", "get_autocast_dtype", "cat", "split", "movedim", "diagonal"],
         *["expand", "contiguous", "clone", "reshape", "new_zeros", "add_", "ones"],
         *["weights", "dict", "bmm", "transpose", "unbind", "stack", "detach", "any", "pop"],
-        *["_mean", "is_grad_enabled", "getattr", "_save_to_state_dict", "_load_from_state_dict"],
+        *[
+            "_mean",
+            "_product",
+            "conv2d",
+            "numel",
+            "permute",
+            "t",
+            "_unsafe_view",
+            "is_grad_enabled",
+            "getattr",
+            "_save_to_state_dict",
+            "_load_from_state_dict",
+        ],
     },
     "jax": {
         *["_read", "_check", "_common_dtype", "_flatten", "_place", "_draw", "_weights", "_equal"],
@@ -103,6 +115,7 @@ FUNCTIONS = {
         *["dtype", "result_type", "zeros", "normal", "orthogonal", "array", "ix_", "set", "max"],
         *["asarray", "issubdtype", "promote_types", "astype", "mean", "sum", "concatenate"],
         *["moveaxis", "diagonal", "broadcast_to", "reshape", "where", "arange", "ones", "draw"],
+        *["_init", "_scaled", "_orthogonal", "jit", "qr", "sign", "conj"],
     },
 }
 """Every function that generated source may call; `split` is also that of random keys."""

@@ -38,13 +38,22 @@ class ShapeError(ValueError):
 def init(key, dtype=None):
     """Draw the weights, a dict of arrays; the bias starts at zero."""
     dtype = jnp.dtype({default_dtype} if dtype is None else dtype)
-    params = {{}}
-    keys = jax.random.split(key, len(WEIGHTS))
-    for key, (name, shape) in zip(keys, WEIGHTS.items(), strict=True):
-        if name in SCALES:
-            params[name] = _draw(key, dtype, *SCALES[name])
-        else:
-            params[name] = jnp.zeros(shape, dtype)
+    draw = jax.jit(_init, static_argnums=1)
+    return draw(key, dtype)
+
+
+def _init(key, dtype):
+    # One draw for all weights, compiled whole: a draw each takes XLA several times as long.
+    drawn = {{name: shape for name, shape in WEIGHTS.items() if name in SCALES}}
+    total = sum(rows * cols for rows, cols in drawn.values())
+    # Half types are drawn in float32 and rounded.
+    kind = jnp.promote_types(dtype, jnp.float32)
+    noise = jax.random.normal(key, (total,), kind)
+    params = {{name: jnp.zeros(shape, dtype) for name, shape in WEIGHTS.items()}}
+    for name, (rows, cols) in drawn.items():
+        total -= rows * cols
+        values = noise[total : total + rows * cols].reshape(rows, cols)
+        params[name] = _scaled(values, *SCALES[name]).astype(dtype)
     return params
 
 
@@ -61,26 +70,28 @@ def apply(params, x):
 {result}
 
 
-def _draw(key, dtype, rows, cols, orthogonal):
-    """Initial values of a weight."""
+def _scaled(noise, rows, cols, orthogonal):
+    """Initial values of a weight, out of normal noise."""
     factor, is_direct = ([run[k] for run in rows for _ in range(run[0])] for k in (1, 2))
     base, direct = ([run[k] for run in cols for _ in range(run[0])] for k in (1, 2))
     tops = [row for row, yes in enumerate(is_direct) if yes]
     lefts = [col for col, deviation in enumerate(direct) if deviation]
-    # Half types are drawn in float32 and rounded.
-    kind = jnp.promote_types(dtype, jnp.float32)
-    key, direct_key = jax.random.split(key)
-    values = jax.random.normal(key, (len(factor), len(base)), kind)
-    values *= jnp.array(factor, kind)[:, None] * jnp.array(base, kind)
+    kind = noise.dtype
+    values = noise * (jnp.array(factor, kind)[:, None] * jnp.array(base, kind))
     if tops and lefts:
-        shape = (len(tops), len(lefts))
-        if orthogonal:
-            draw = jax.nn.initializers.orthogonal(max(shape) ** 0.5)  # entries of unit variance
-        else:
-            draw = jax.nn.initializers.normal(1.0)
-        block = draw(direct_key, shape, kind) * jnp.array([direct[col] for col in lefts], kind)
-        values = values.at[jnp.ix_(jnp.array(tops), jnp.array(lefts))].set(block)
-    return values.astype(dtype)
+        place = jnp.ix_(jnp.array(tops), jnp.array(lefts))
+        block = _orthogonal(noise[place]) if orthogonal else noise[place]
+        values = values.at[place].set(block * jnp.array([direct[col] for col in lefts], kind))
+    return values
+
+
+def _orthogonal(noise):
+    """A random matrix whose shorter side is orthogonal; entries keep unit variance."""
+    tall = noise if noise.shape[0] >= noise.shape[1] else noise.conj().T
+    q, r = jnp.linalg.qr(tall)
+    # The signs make it uniform over orthogonal matrices (Mezzadri, arXiv math-ph/0609050).
+    q = q * jnp.sign(jnp.diagonal(r)) * tall.shape[0] ** 0.5
+    return q if tall is noise else q.conj().T
 
 
 {reading}
@@ -178,6 +189,9 @@ class _Jax:
 
     def concat(self, values: Sequence[str]) -> str:
         return f"jnp.concatenate({wrapped(values, width=40)}, axis=-1)"
+
+    def product(self, value: str, weight: str, *, large: bool) -> str:
+        return f"{value} @ {weight}"
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         over = str(axes[0]) if len(axes) == 1 else str(tuple(axes))

@@ -74,6 +74,9 @@ class Dialect(Protocol):
     def concat(self, values: Sequence[str]) -> str:
         """Side by side along the channels."""
 
+    def product(self, value: str, weight: str, *, large: bool) -> str:
+        """Channels times a matrix; `large` if there are index axes."""
+
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         """A reduction over `axes`, of `count` entries each.
 

@@ -277,7 +277,7 @@ class _Writer:
         source, feature = self.values[arg], self.program.ops[arg]
         weight = self._weight(op)
         inner = self._narrow(source.text, source)
-        text = f"{inner} @ {weight}" if source.text else weight
+        text = self._product(inner, weight, number) if source.text else weight
         slices = self._tiling(number)
         if slices:
             while isinstance(feature, Mix):  # the first factor of a mix of low rank
@@ -312,9 +312,8 @@ class _Writer:
         self.lines.append("")
         if batching is None:
             for name, weight, group in zip(names, op.weights, groups, strict=True):
-                self.lines.append(
-                    f"{name} = {self._joined([op.args[k] for k in group])} @ {weight}"
-                )
+                joined = self._joined([op.args[k] for k in group])
+                self.lines.append(f"{name} = {self._product(joined, weight, number)}")
         else:
             count = len(names)
             self.lines.append(f"# {count} mixes of {rows} to {cols} channels at once.")
@@ -331,6 +330,10 @@ class _Writer:
                 self.lines.append(f"{wrapped(names, bare=True)} = {parts}")
         self.members[number] = [_Value(name, stem=name) for name in names]
         return _Value("")
+
+    def _product(self, text: str, weight: str, number: int) -> str:
+        """The product that value `number` is."""
+        return self.dialect.product(text, weight, large=bool(self.types[number].labels))
 
     def _joined(self, args: Sequence[int]) -> str:
         """Values side by side along the channels, in the dtype of the computation."""
@@ -422,7 +425,8 @@ class _Writer:
             self.lines.append(_sum(anchored, [weight, *zeros]))
             weight = anchored
         target = self._new(name)
-        self.lines.append(f"{target} = {self._narrow(source.text, source)} @ {weight}")
+        product = self._product(self._narrow(source.text, source), weight, accumulation.base)
+        self.lines.append(f"{target} = {product}")
         self.lines += [
             f"{target} += {self.values[arg].text}" for arg in plain if arg != accumulation.base
         ]
