@@ -345,7 +345,8 @@ def _dtype_name(dtype: Any) -> str | None:
 
 
 def _check_name(name: str) -> None:
-    taken = {"nn", "torch", "jax", "jnp", "Mapping", "ShapeError", "SCALES", "TENSORS", "WEIGHTS"}
+    taken = {"nn", "torch", "jax", "jnp", "Mapping", "ShapeError"}
+    taken |= {"SCALES", "STACKS", "TENSORS", "WEIGHTS"}
     if (
         not isinstance(name, str)
         or not name.isidentifier()

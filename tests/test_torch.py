@@ -540,3 +540,92 @@ def test_the_gradient_of_a_mean_is_divided_before_it_is_repeated() -> None:
     assert max(divided) < x["w"].numel()
     with torch.no_grad():
         close(layer(x), y)  # without a gradient it is torch's own mean
+
+
+# -- large products ----------------------------------------------------------------------------
+
+LARGE = {"w": ("a", "b")}
+
+
+def large(dtype: Any = torch.float32, batch: int = 8, **options: Any) -> tuple[Any, Any]:
+    """A layer whose one large product just goes through a convolution, and its input."""
+    torch.manual_seed(0)
+    layer = sc.compile(LARGE, in_channels=16, out_channels=16, **options).to(dtype)
+    return layer, {"w": torch.randn(batch, 64, 64, 16, dtype=dtype, requires_grad=True)}
+
+
+def convolutions(run: Any) -> int:
+    found = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "convolution" in str(func):
+                found.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        run()
+    return len(found)
+
+
+def test_a_large_product_is_a_convolution_and_a_small_one_is_not() -> None:
+    layer, x = large()
+    assert convolutions(lambda: layer(x)) == 1
+    assert convolutions(lambda: layer({"w": x["w"][:7]})) == 0
+    double, wide = large(torch.float64)
+    assert convolutions(lambda: double(wide)) == 0
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_large_products_have_the_values_and_gradients_of_small_ones(bound: bool) -> None:
+    layer, x = large(sizes={"a": 64, "b": 64} if bound else None)
+    double, wide = copy.deepcopy(layer).double(), {"w": x["w"].detach().double()}
+    wide["w"].requires_grad_()
+    results = []
+    for one, given in ((layer, x), (double, wide)):
+        y = one(given)["w"]
+        grads = torch.autograd.grad(
+            (y**3).sum(), [given["w"], *one.parameters()], create_graph=True
+        )
+        second = torch.autograd.grad(grads[0].square().sum(), [given["w"], one.mix_a_b])
+        results.append([y, *grads, *second])
+    for found, expected in zip(*results, strict=True):
+        scale = expected.abs().max()
+        torch.testing.assert_close(found.double() / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+# torch's own rule for the forward derivative of a convolution goes through TorchScript.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_large_products_under_transforms() -> None:
+    layer, x = large(batch=16)
+    x = {"w": x["w"].detach()}
+    expected = layer(x)["w"]
+    close(torch.func.vmap(layer)({"w": x["w"].unflatten(0, (2, 8))})["w"].flatten(0, 1), expected)
+    many = {name: torch.stack([w, w]) for name, w in weights_of(layer).items()}
+    both = torch.func.vmap(lambda w: with_weights(layer, w, x)["w"])(many)
+    close(both[1], expected, rtol=1e-5, atol=1e-5)
+    _, tangent = torch.func.jvp(lambda w: layer({"w": w})["w"], (x["w"],), (x["w"],))
+    bias = layer({"w": torch.zeros_like(x["w"])})["w"]
+    close(tangent, expected - bias, rtol=1e-4, atol=1e-4)
+    close(torch.compile(layer, fullgraph=True)(x)["w"], expected, rtol=1e-5, atol=1e-5)
+    shapes = {"x": {"w": {0: torch.export.Dim("batch")}}}
+    program = torch.export.export(layer, (x,), dynamic_shapes=shapes).module()
+    close(program(x)["w"], expected, rtol=1e-5, atol=1e-5)
+    assert program({"w": x["w"][:3]})["w"].shape[0] == 3
+
+
+def test_a_sum_in_place_after_a_large_product_copies_no_gradient() -> None:
+    layer, x = large()
+    y = layer(x)["w"]
+    copied = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if func.overloadpacket in (torch.ops.aten.copy_, torch.ops.aten.clone):
+                copied.append(result.numel())
+            return result
+
+    with Watch():
+        y.backward(torch.ones_like(y))
+    assert max(copied, default=0) < y.numel()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from symcompile.codegen import Compiled, stacks_of
+from symcompile.codegen import Compiled
 from symcompile_torch.calibrate import calibrate
 from symcompile_torch.emit import emit
 from symcompile_torch.layer import TorchLayer, build
@@ -27,10 +27,7 @@ class _TorchBackend:
         return build(compiled)
 
     def call(self, layer: Any, weights: Mapping[str, Any], x: Any) -> Any:
-        own = dict(weights)
-        for stack, names in stacks_of(layer.compiled.program).items():
-            own[stack] = torch.stack([own.pop(name) for name in names])
-        return torch.func.functional_call(layer, own, (x,))
+        return torch.func.functional_call(layer, dict(weights), (x,))
 
     def to_numpy(self, value: Any) -> np.ndarray[Any, Any]:
         tensor = value.detach().cpu()

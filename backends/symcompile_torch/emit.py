@@ -6,7 +6,7 @@ In: a `Compiled`. Out: a file that imports torch alone and defines one module cl
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from symcompile.codegen import Batching, Compiled, Embedding, write_parts
 from symcompile.codegen.layout import wrapped
@@ -29,6 +29,7 @@ TENSORS = {tensors}
 # factor x base, and direct in that block.
 SCALES = {scales}{stacks}
 
+
 class ShapeError(ValueError):
     """A tensor or a tree does not fit the spec."""
 
@@ -40,13 +41,12 @@ class {name}(nn.Module):
         super().__init__()
 {default_dtype}        kind = {{"dtype": dtype, "device": device}}
 {parameters}
-        self.reset_parameters()
+{laid_out}        self.reset_parameters()
 
-{weights_method}
-    @torch.no_grad()
+{lay_out}    @torch.no_grad()
     def reset_parameters(self):
         """Draw the weights anew; the bias starts at zero."""
-        for name, weight in self.weights().items():
+        for name, weight in self.named_parameters(recurse=False):
             if name in SCALES:
                 weight.copy_(_draw(weight, *SCALES[name]))
             else:
@@ -95,7 +95,7 @@ def _orthogonal(noise):
 {reading}
 
 
-{products}{means}def _common_dtype(leaves, weight):
+{side_by_side}{products}{means}def _common_dtype(leaves, weight):
     """The dtype to compute in: the inputs', unless they are integers or the weights complex.
 
     Under autocast it is autocast's, as for any matrix product.
@@ -111,50 +111,65 @@ def _orthogonal(noise):
     return dtype
 '''
 
-_PLAIN = '''\
-    def weights(self):
-        """The weights by name."""
-        return dict(self.named_parameters(recurse=False))
+_LAY_OUT = '''\
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self._lay_out()
+        return self
+
+    def _lay_out(self):
+        """Put the weights of every stack side by side in memory, if plain parameters."""
+        for names in STACKS:
+            parts = [self._parameters.get(name) for name in names]
+            plain = all(type(part) is nn.Parameter for part in parts)
+            if plain and not _side_by_side(parts):
+                whole = torch.stack([part.detach() for part in parts])
+                for part, new in zip(parts, whole):
+                    part.data = new
+
 '''
 
-_STACKED = '''\
-    def weights(self):
-        """The weights by name; those in a stack are views of it."""
-        found = dict(self.named_parameters(recurse=False))
-        for stack, names in STACKS.items():
-            whole = found.pop(stack)
-            found.update((name, whole[place]) for place, name in enumerate(names))
-        return {name: found[name] for name in WEIGHTS}
+_STACK = '''\
+def _stack(*parts):
+    """torch.stack(parts), without a copy where they lie side by side already."""
+    if torch.compiler.is_compiling() or not _side_by_side(parts):
+        return torch.stack(parts)
+    return _SideBySide.apply(*parts)
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in self._parameters:
-            del destination[prefix + name]
-        for name, weight in self.weights().items():
-            destination[prefix + name] = weight if keep_vars else weight.detach()
 
-    def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-    ):
-        for stack, names in STACKS.items():
-            held = getattr(self, stack).detach()
-            keys = [prefix + name for name in names]
-            given = [state_dict.pop(key, None) for key in keys]
-            missing_keys += [key for key, part in zip(keys, given) if part is None]
-            misfits = [
-                f"size mismatch for {key}: found {tuple(part.shape)}, expected "
-                f"{tuple(held.shape[1:])}."
-                for key, part in zip(keys, given)
-                if part is not None and part.shape != held.shape[1:]
-            ]
-            error_msgs += misfits
-            if not misfits and not (held.is_meta and any(part is None for part in given)):
-                parts = [old if new is None else new for old, new in zip(held, given)]
-                held = torch.stack(parts)
-            state_dict[prefix + stack] = held
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+def _side_by_side(parts):
+    """True of parameters that follow each other in one storage."""
+    if not all(type(part) is nn.Parameter and part.is_contiguous() for part in parts):
+        return False
+    storage = parts[0].untyped_storage().data_ptr()
+    start, step = parts[0].data_ptr(), parts[0].nbytes
+    return all(
+        part.data_ptr() == start + place * step and part.untyped_storage().data_ptr() == storage
+        for place, part in enumerate(parts)
+    )
+
+
+class _SideBySide(torch.autograd.Function):
+    """Matrices that lie side by side, as one array over the same memory."""
+
+    @staticmethod
+    def forward(*parts):
+        first, shape = parts[0], (len(parts), *parts[0].shape)
+        return first.new_empty(0).set_(first.untyped_storage(), first.storage_offset(), shape)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.unbind(0)
+
+    @staticmethod
+    def vmap(info, in_dims, *parts):
+        return _SideBySide.apply(*parts), None  # parameters: a batch of them is none
+
+
 '''
 
 _MEAN = '''\
@@ -177,14 +192,19 @@ def _product(x, weight):
     On CPU a large product of few channels is several times as fast as a convolution of size one,
     which goes through oneDNN, than through BLAS.
     """
+    if x.dtype is not torch.float32 or x.device.type != "cpu" or _exporting():
+        return x @ weight
     rows = x.numel() // x.shape[-1]
-    large = rows >= 512 and rows * weight.numel() >= 2**23
-    if not large or x.dtype is not torch.float32 or x.device.type != "cpu":
+    if rows < 512 or rows * weight.numel() < 2**23:
         return x @ weight
     image = x.reshape(1, rows, 1, -1).permute(0, 3, 1, 2)
     y = nn.functional.conv2d(image, weight.t()[:, :, None, None]).permute(0, 2, 3, 1)
     # To autograd this is no view, as the result of @ is none: sums in place need no copies.
     return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[1]))
+
+
+# An exported program serves batches of any size, so it must not choose by size.
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 '''
@@ -194,7 +214,6 @@ _TAKEN = {
     "STACKS",
     "ShapeError",
     "TENSORS",
-    "WEIGHTS",
     "dtype",
     "leaves",
     "nn",
@@ -210,9 +229,10 @@ def emit(compiled: Compiled) -> str:
     stacks = stacks_of(compiled.program)
     parts = write_parts(compiled, _Torch(), _TAKEN | {compiled.name})
     stacked = {name for names in stacks.values() for name in names}
-    kept = {name: shape for name, shape in shapes.items() if name not in stacked}
-    kept |= {stack: (len(names), *shapes[names[0]]) for stack, names in stacks.items()}
-    weights = [f"{name} = self.{name}.to(dtype)" for name in kept]
+    weights = [f"{name} = self.{name}.to(dtype)" for name in shapes if name not in stacked]
+    for stack, names in stacks.items():
+        parts_of = wrapped([f"self.{name}" for name in names], width=40)
+        weights.append(f"{stack} = _stack{parts_of}.to(dtype)")
     if parts.reduces:
         weights.append("wide = torch.promote_types(dtype, torch.float32)  # reductions")
     default = ""
@@ -227,15 +247,17 @@ def emit(compiled: Compiled) -> str:
         parameters=block(
             (
                 f"self.{name} = nn.Parameter(torch.empty({shape!r}, **kind))"
-                for name, shape in kept.items()
+                for name, shape in shapes.items()
             ),
             8,
         ),
-        first=next(iter(kept)),
-        stacks=_stacks_table(stacks, shapes),
+        first=next(iter(shapes)),
+        stacks=_stacks_table(stacks),
+        lay_out=_LAY_OUT if stacks else "",
+        laid_out="        self._lay_out()\n" if stacks else "",
+        side_by_side=_STACK if stacks else "",
         products=_PRODUCT if any("_product(" in line for line in parts.compute) else "",
         means=_MEAN if any("_mean(" in line for line in parts.compute) else "",
-        weights_method=_STACKED if stacks else _PLAIN,
         read=block(parts.read, 8),
         cast=block((f"{name} = {name}.to(dtype)" for name in parts.inputs), 8),
         weights=block(weights, 8),
@@ -245,21 +267,15 @@ def emit(compiled: Compiled) -> str:
     )
 
 
-def _stacks_table(stacks: Mapping[str, Sequence[str]], weights: Iterable[str]) -> str:
+def _stacks_table(stacks: Mapping[str, Sequence[str]]) -> str:
     if not stacks:
         return ""
-    entries = (f"{stack!r}: {_tuple(names)},\n" for stack, names in stacks.items())
+    rows = "".join(f"{wrapped([repr(name) for name in names])},\n" for names in stacks.values())
     return f"""
 
-# Weights that are multiplied at once lie in one parameter, in this order; they are saved and loaded
-# under their own names, in the order of WEIGHTS.
-STACKS = {{
-{textwrap.indent("".join(entries), "    ")}}}
-WEIGHTS = {_tuple(weights)}"""
-
-
-def _tuple(names: Iterable[str]) -> str:
-    return wrapped([repr(name) for name in names])
+# Weights that are multiplied at once: they lie side by side in memory.
+STACKS = (
+{textwrap.indent(rows, "    ")})"""
 
 
 class _Batching:
