@@ -46,7 +46,7 @@ COPIES = {aten.cat, aten.clone, aten._to_copy, aten.copy_}
 FILLS = {aten.new_zeros, aten.zeros, aten.ones, aten.zero_, aten.fill_}
 SUMS = {aten.mean, aten.sum}
 PRODUCTS = {aten.mm, aten.bmm}
-ADDS = {aten.add, aten.add_}
+ADDS = {aten.add, aten.add_, aten.div}
 
 
 @dataclass

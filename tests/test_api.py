@@ -205,6 +205,7 @@ def test_stages_are_kept_when_asked_for():
         "form_mixes",
         "sum_before_spread",
         "sum_in_place",
+        "batch_mixes",
         "schedule",
     ]
     assert kept.stages[-1][1] == kept.program

@@ -91,7 +91,15 @@ FUNCTIONS = {
             "mean",
             "sum",
         ],
-        *["is_autocast_enabled", "get_autocast_dtype", "cat", "split", "movedim", "diagonal"],
+        *[
+            "is_autocast_enabled",
+            "is_autocast_available",
+            "get_autocast_dtype",
+            "cat",
+            "split",
+            "movedim",
+            "diagonal",
+        ],
         *["expand", "contiguous", "clone", "reshape", "new_zeros", "add_", "ones"],
         *["weights", "dict", "bmm", "transpose", "unbind", "stack", "detach", "any", "pop"],
         *[

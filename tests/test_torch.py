@@ -629,3 +629,20 @@ def test_a_sum_in_place_after_a_large_product_copies_no_gradient() -> None:
     with Watch():
         y.backward(torch.ones_like(y))
     assert max(copied, default=0) < y.numel()
+
+
+def test_equal_layers_and_copies_are_of_one_class() -> None:
+    one, other = make(), make()
+    models = [one, other, copy.deepcopy(one), pickle.loads(pickle.dumps(other))]
+    params, buffers = torch.func.stack_module_state(models)
+    x = tensors()
+    y = torch.func.vmap(lambda p, b: torch.func.functional_call(one, (p, b), (x,)))(params, buffers)
+    close(pytree.tree_map(lambda leaf: leaf[1], y), other(x))
+    assert type(make(bias=False)) is not type(one)
+
+
+def test_a_meta_layer_runs_on_meta_tensors() -> None:
+    y = make().to("meta")(pytree.tree_map(lambda leaf: leaf.to("meta"), tensors()))
+    assert [leaf.shape for leaf in pytree.tree_leaves(y)] == [
+        leaf.shape for leaf in pytree.tree_leaves(make()(tensors()))
+    ]

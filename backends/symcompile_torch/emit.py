@@ -106,7 +106,8 @@ def _orthogonal(noise):
     if weight.is_complex() or not (dtype.is_floating_point or dtype.is_complex):
         dtype = torch.promote_types(dtype, weight.dtype)
     device = leaves[0].device.type
-    if dtype.is_floating_point and dtype.itemsize <= 4 and torch.is_autocast_enabled(device):
+    narrow = dtype.is_floating_point and dtype.itemsize <= 4
+    if narrow and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     return dtype
 '''

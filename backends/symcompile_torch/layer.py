@@ -8,6 +8,7 @@ the process that loads it needs no file of ours.
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -46,20 +47,29 @@ class TorchLayer(CompiledLayer, nn.Module):
         return self.describe()
 
 
+_CLASSES: WeakValueDictionary[str, type[TorchLayer]] = WeakValueDictionary()
+"""Classes in use, by their source."""
+
+
 def build(compiled: Compiled) -> TorchLayer:
     """Generate, load and instantiate."""
     return _class_of(compiled)()
 
 
 def _class_of(compiled: Compiled) -> type[TorchLayer]:
-    module = load_module(emit(compiled), "torch")
+    source = emit(compiled)
+    # Equal layers are of one class, as torch.func.stack_module_state wants its ensembles.
+    if source in _CLASSES:
+        return _CLASSES[source]
+    module = load_module(source, "torch")
     generated = getattr(module, compiled.name)
     # Named as the generated class, so that inspect.getsource finds the generated code.
-    return type(
+    _CLASSES[source] = type(
         generated.__name__,
         (TorchLayer, generated),
         {"compiled": compiled, "__module__": module.__name__, "__doc__": generated.__doc__},
     )
+    return _CLASSES[source]
 
 
 def _rebuild(compiled: Compiled) -> TorchLayer:

@@ -119,9 +119,9 @@ class _Writer:
         self.readers = readers_of(self.program)
         self.pieces: dict[int, str] = {}  # slices that a split has named already
         self.current = 0  # the op being written
-        # Names of values worth freeing: of the highest order there is, or of two index axes.
+        # Names of values worth freeing: those with index axes, where anything has some.
         self.large: set[str] = set()
-        self.order = min(2, max(len(kind.labels) for kind in self.types))
+        self.order = min(1, max(len(kind.labels) for kind in self.types))
 
     def write(self) -> SourceParts:
         for number, op in enumerate(self.program.ops):
