@@ -10,6 +10,7 @@ import builtins
 import keyword
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +20,7 @@ from symcompile.codegen import Compiled, get_backend
 from symcompile.cost import PRESETS, Machine
 from symcompile.cost.objective import Objective
 from symcompile.diagrams import basis_size
-from symcompile.errors import BasisTooLargeError, OptionError
+from symcompile.errors import BasisTooLargeError, OptionError, PlanError
 from symcompile.files import write_atomically
 from symcompile.ir import Tensor
 from symcompile.lower import lower_factored, lower_reference
@@ -92,13 +93,15 @@ def compile(
         bias: add every equivariant constant.
         reduce: "mean" or "sum" over indices that an output does not keep.
         optimize: how the plan is searched. False computes one diagram at a time (the reference);
-            "greedy" is fast; "optimal" solves an integer program and proves its result; "auto"
-            takes the closed form where that is exact, else the better of both within a stated
-            size; or any object with a method `choose(lattice) -> Choice`.
+            "greedy" is fast; "optimal" solves an integer program, which proves that its choice
+            costs least in its lattice; "auto" takes the closed form where that is exact, else the
+            better of both, up to 4,000 edges of a lattice, and greedy beyond; or any object with a
+            method `choose(lattice) -> Choice`.
         minimize: "time" (a roofline on `machine`), "bytes", "flops" or "peak".
         machine: a `Machine`, or the name of a preset; `Machine.measure(backend)` calibrates.
-        memory_limit: refuse plans that hold more bytes than this at once, for one example, inputs
-            and outputs included.
+        memory_limit: most bytes to hold at once, for one example, inputs and outputs included; a
+            positive int. Where the plan for `minimize` does not fit, one for least peak or least
+            bytes is taken, and the report says so.
         terms: keep a part of the basis: a function of (output path, input path, diagram) that
             returns True to keep a map, or a list of them that must all hold. `symcompile.terms`
             has ready ones. The bias is no term: `bias` alone decides about it.
@@ -224,10 +227,12 @@ def compile_spec(
     keep_stages: bool = False,
 ) -> Compiled:
     """All of `compile` that needs no framework; arguments as there."""
+    began = perf_counter()
     _choose("bias", bias, (True, False))
     _choose("reduce", reduce, REDUCTIONS)
     planner = None if optimize is False else get_planner(optimize)
     target_machine = _machine(machine)
+    _check_limit(memory_limit)
     Objective(minimize)  # refuses an unknown one before any work
     dtype = _dtype_name(dtype)
     _check_name(name)
@@ -242,27 +247,36 @@ def compile_spec(
         require_terms(schema)
     objective = Objective(minimize, schema.sizes, target_machine, ITEMSIZE[dtype or "float32"])
     scales = init_scales(schema, init, reduce)
-    began = perf_counter()
+    searched = 0.0
     if planner is None:
         lowered = lower_reference(schema, reduce)
         done = Optimized((("lowered", lowered),), (), ())
     else:
-        done = run_passes(lower_factored(schema, reduce), planner, objective, memory_limit)
+        lowered = lower_factored(schema, reduce)
+        start = perf_counter()
+        done = run_passes(lowered, planner, objective, memory_limit)
+        searched = perf_counter() - start
     program = done.program
     decisions = (*done.reductions, *done.spreads)
     how = optimize if isinstance(optimize, str) else type(optimize).__name__
-    seconds = perf_counter() - began
     report = plan_info(
         schema,
         "off" if planner is None else how,
-        objective,
+        replace(objective, minimize=done.minimize or minimize),
         program,
         decisions,
         done.mixes,
         done.batches,
         done.schedule,
-        seconds,
+        asked=minimize,
     )
+    if planner is None and memory_limit is not None and report.planned.peak > memory_limit:
+        raise PlanError(
+            f"memory_limit={memory_limit:,} bytes cannot be met by the reference "
+            f"(optimize=False): its peak is {report.planned.peak:,} bytes for one example, inputs "
+            "and outputs included; raise the limit, or let the planner share work"
+        )
+    report = replace(report, search_seconds=searched, seconds=perf_counter() - began)
     return Compiled(
         spec=source,
         out_spec=target,
@@ -279,13 +293,22 @@ def compile_spec(
 def _machine(machine: str | Machine) -> Machine:
     if isinstance(machine, Machine):
         return machine
-    if machine not in PRESETS:
+    if not isinstance(machine, str) or machine not in PRESETS:
         known = ", ".join(map(repr, PRESETS))
         raise OptionError(
-            f"machine={machine!r} is not known; choose one of {known}, or pass a Machine, "
+            f"machine={machine!r:.80} is not known; choose one of {known}, or pass a Machine, "
             "for example Machine.measure('torch')"
         )
     return PRESETS[machine]
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is None:
+        return
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise OptionError(
+            f"memory_limit={limit!r:.80}: expected a positive int, the bytes for one example"
+        )
 
 
 def _bound(

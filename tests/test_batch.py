@@ -113,6 +113,13 @@ def test_a_memory_limit_that_only_separate_mixes_meet_is_met():
     bounded = compile_spec(spec, **options, memory_limit=tight)
     assert not kinds(bounded.program, BatchMix)
     assert bounded.plan.planned.peak <= tight
+    for given_up, planned in zip(bounded.plan.batches, free.plan.batches, strict=True):
+        assert given_up.chosen == given_up.scores[0][0] == "separate"
+        assert dict(given_up.scores) == dict(planned.scores)
+        assert bool(given_up.reason) == (planned.chosen == "batched")
+    why = "(for memory_limit: what is mixed at once is alive at once); else batched"
+    assert why in bounded.plan.explain()
+    assert "memory_limit" not in free.plan.explain()
 
 
 # -- the op --------------------------------------------------------------------------------------

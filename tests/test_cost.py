@@ -260,7 +260,16 @@ def test_a_machine_is_bound_by_bytes_or_by_flops_and_pays_for_launches():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("bandwidth", 0), ("flops", -1.0), ("launch", -1e-9), ("bandwidth", float("nan"))],
+    [
+        ("bandwidth", 0),
+        ("flops", -1.0),
+        ("launch", -1e-9),
+        ("bandwidth", float("nan")),
+        ("bandwidth", "x"),
+        ("flops", None),
+        ("flops", True),
+        ("launch", [1.0]),
+    ],
 )
 def test_a_machine_with_a_senseless_figure_is_refused(field, value):
     figures = {"bandwidth": 1.0, "flops": 1.0, "launch": 0.0} | {field: value}
@@ -297,6 +306,9 @@ def test_an_unknown_objective_or_machine_is_refused():
         sc.plan({"x": (0,)}, minimize="speed")
     with pytest.raises(OptionError, match=r"choose one of 'cpu'.*or pass a Machine"):
         sc.plan({"x": (0,)}, machine="abacus")
+    for machine in ({}, [], None, 3):
+        with pytest.raises(OptionError, match=r"machine=.* is not known; choose one of 'cpu'"):
+            sc.plan({"x": (0,)}, machine=machine)
 
 
 @pytest.mark.parametrize("spec", [{"w": (0, 0)}, MLP, CUBE, {"x": ("a", "b", "a")}], ids=str)

@@ -12,8 +12,8 @@ import symcompile as sc
 from symcompile.api import compile_spec
 from symcompile.cost import work_of
 from symcompile.cost.memory import Footprint, footprint, peak_entries
-from symcompile.cost.objective import Objective
-from symcompile.errors import PlanError
+from symcompile.cost.objective import MINIMIZE, Objective
+from symcompile.errors import OptionError, PlanError
 from symcompile.ir import Output, diagrams_of, verify
 from symcompile.passes import schedule
 from symcompile.passes.schedule import plan_schedule, reorder
@@ -187,10 +187,59 @@ def sizes_of(spec):
     return {label: SIZES[label] for axes in spec.values() for label in axes}
 
 
-@pytest.mark.parametrize(("spec", "word"), [({"x": (0,)}, "possible"), (LARGE[0], "found")])
-def test_a_refusal_claims_no_more_than_was_proven(spec, word):
-    with pytest.raises(PlanError, match=f"the least {word} peak"):
-        sc.plan(spec, memory_limit=1)
+def only_the_tensor(output, input, diagram):
+    return len(diagram.blocks) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [({"terms": only_the_tensor, "bias": False}, "possible"), ({}, "found")],
+)
+def test_a_refusal_claims_no_more_than_was_proven(options, word):
+    with pytest.raises(PlanError, match=f"the least {word} peak") as caught:
+        sc.plan({"x": (0,)}, memory_limit=1, **options)
+    # Nothing but the input and the output: no plan holds less.
+    assert ("is 512 bytes" in str(caught.value)) == (word == "possible")
+
+
+SQUARE = {"sizes": {0: 20}, "in_channels": 16, "out_channels": 2, "machine": "h100"}
+
+
+def test_a_limit_that_another_objective_meets_is_met_and_the_report_says_how():
+    free, least = (sc.plan({"w": (0, 0)}, minimize=m, **SQUARE) for m in ("time", "peak"))
+    assert least.planned.peak < free.planned.peak
+    met = sc.plan({"w": (0, 0)}, memory_limit=least.planned.peak, **SQUARE)
+    assert met.planned == least.planned
+    assert (met.asked, met.minimize) == ("time", "peak")
+    told = "no plan for least time fits memory_limit: planned for least peak"
+    assert f"  {told}\n" in str(met)
+    assert met.explain().splitlines()[0] == told
+    assert met.to_dict()["asked"] == "time"
+    assert "memory_limit" not in str(free) + free.explain()
+
+
+@pytest.mark.parametrize("minimize", ["time", "bytes", "flops", "peak"])
+def test_a_refusal_names_the_smallest_peak_of_all_that_was_tried(minimize):
+    least = min(sc.plan({"w": (0, 0)}, minimize=m, **SQUARE).planned.peak for m in MINIMIZE)
+    with pytest.raises(PlanError, match=f"the least found peak is {least:,} bytes"):
+        sc.plan({"w": (0, 0)}, minimize=minimize, memory_limit=1, **SQUARE)
+
+
+def test_the_reference_heeds_a_limit_too():
+    peak = sc.plan({"w": (0, 0)}, sizes={0: 9}, optimize=False).planned.peak
+    options = {"sizes": {0: 9}, "optimize": False}
+    assert sc.plan({"w": (0, 0)}, memory_limit=peak, **options).planned.peak == peak
+    with pytest.raises(PlanError, match=f"memory_limit=1 bytes .* peak is {peak:,} bytes"):
+        sc.plan({"w": (0, 0)}, memory_limit=1, **options)
+
+
+@pytest.mark.parametrize("optimize", [False, "auto"])
+@pytest.mark.parametrize(
+    "limit", ["5", float("nan"), float("inf"), 2.5, -1, 0, True, [1]], ids=repr
+)
+def test_a_limit_that_is_no_number_of_bytes_is_refused(limit, optimize):
+    with pytest.raises(OptionError, match=r"memory_limit=.*: expected a positive int"):
+        sc.plan({"w": (0, 0)}, memory_limit=limit, optimize=optimize)
 
 
 def test_the_peak_grows_with_the_sizes():

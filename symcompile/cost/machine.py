@@ -7,6 +7,7 @@ coarse on purpose: it has to rank plans, not predict them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 from symcompile.errors import OptionError
 
@@ -23,6 +24,9 @@ class Machine:
         flops: floating-point operations per second in a large matmul (a multiply-add is two).
         launch: seconds every kernel costs however small.
 
+    Raises:
+        OptionError: a figure is no number, or not positive (`launch` may be zero).
+
     >>> Machine("toy", bandwidth=1e9, flops=1e12, launch=1e-6).seconds(2e6, 1e6, 3)
     0.002003
     """
@@ -34,12 +38,11 @@ class Machine:
 
     def __post_init__(self) -> None:
         for field in ("bandwidth", "flops"):
-            if not getattr(self, field) > 0:
-                raise OptionError(
-                    f"Machine {field}={getattr(self, field)!r}: expected a positive number"
-                )
-        if not self.launch >= 0:
-            raise OptionError(f"Machine launch={self.launch!r}: expected zero or more seconds")
+            value = getattr(self, field)
+            if not _is_number(value) or not value > 0:
+                raise OptionError(f"Machine {field}={value!r:.80}: expected a positive number")
+        if not _is_number(self.launch) or not self.launch >= 0:
+            raise OptionError(f"Machine launch={self.launch!r:.80}: expected zero or more seconds")
 
     def seconds(self, bytes: float, flops: float, launches: float) -> float:
         """Time of one kernel, or of several that are all bound by the same resource."""
@@ -56,6 +59,10 @@ class Machine:
 
         bandwidth, flops, launch = get_backend(backend).calibrate()
         return Machine(f"measured with {backend}", bandwidth, flops, launch)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 PRESETS = {

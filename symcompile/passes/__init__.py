@@ -7,7 +7,7 @@ it was.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from symcompile.cost.objective import Objective
@@ -20,6 +20,7 @@ from symcompile.passes.reductions import needed_reductions, share_reductions
 from symcompile.passes.schedule import plan_schedule, reorder
 from symcompile.passes.share import share_equal
 from symcompile.passes.spreads import needed_spreads, sum_before_spread
+from symcompile.planner.bound import least_held
 from symcompile.planner.decisions import BatchPlan, LatticePlan, Schedule, plan_lattices
 from symcompile.planner.search import Planner
 
@@ -49,6 +50,7 @@ class Optimized:
         mixes: how each stack of features is mixed.
         batches: which mixes of equal size are computed at once.
         schedule: the order of ops.
+        minimize: what the choices are best at; not what was asked for if that did not fit.
     """
 
     stages: tuple[tuple[str, Program], ...]
@@ -57,6 +59,7 @@ class Optimized:
     mixes: tuple[MixPlan, ...] = ()
     batches: tuple[BatchPlan, ...] = ()
     schedule: Schedule | None = None
+    minimize: str = ""
 
     @property
     def program(self) -> Program:
@@ -69,14 +72,37 @@ def optimize(
 ) -> Optimized:
     """Share, mix early, reduce and spread as the planner says, and order for little memory.
 
+    If the plan holds more than `memory_limit`, what is mixed at once is mixed one by one; if that
+    is not enough, the plan is made for least peak, then for least bytes. The first that fits is
+    taken.
+
     With SYMCOMPILE_VERIFY=1 in the environment every stage is type-checked and its `diagrams_of`
     compared with that of the stage before.
 
+    Args:
+        memory_limit: bytes for one example, inputs and outputs included.
+
     Raises:
-        PlanError: the planner returned something that is not a plan, or no order found stays
-            within `memory_limit` bytes.
+        PlanError: the planner returned something that is not a plan, or no plan found stays
+            within `memory_limit`.
         ProgramError: a verified pass changed what the program computes.
     """
+    done = _planned(program, planner, objective, batches=True)
+    if memory_limit is None or _peak(done, objective) <= memory_limit:
+        return done
+    tried = [done]
+    for minimize in dict.fromkeys((objective.minimize, "peak", "bytes")):
+        done = _planned(program, planner, replace(objective, minimize=minimize), batches=False)
+        if _peak(done, objective) <= memory_limit:
+            return done
+        tried.append(done)
+    raise _refusal(memory_limit, tried, objective)
+
+
+def _planned(
+    program: Program, planner: Planner, objective: Objective, *, batches: bool
+) -> Optimized:
+    """All passes for one objective; without `batches` every mix is computed on its own."""
     run = _Run(program)
     run.apply(share_equal)
     run.apply(mix_before_spread)
@@ -91,23 +117,42 @@ def optimize(
     targets = {plan.tensor: plan.parents for plan in spreads}
     run.apply(lambda stage: sum_before_spread(stage, targets), "sum_before_spread")
     run.apply(sum_in_place)
-    batches = plan_batches(run.program, objective)
-    batched = batch_mixes(run.program, batches)
-    schedule = plan_schedule(batched, objective)
-    if memory_limit is not None and schedule.peak * objective.itemsize > memory_limit:
-        # What is mixed at once is alive at once.
-        batches, batched = (), run.program
-        schedule = plan_schedule(batched, objective)
-    if memory_limit is not None and schedule.peak * objective.itemsize > memory_limit:
-        least = "the least possible" if schedule.exact else "the least found"
-        raise PlanError(
-            f"memory_limit={memory_limit:,} bytes cannot be met: {least} peak is "
-            f"{schedule.peak * objective.itemsize:,} bytes for one example, inputs and outputs "
-            "included; raise the limit, or use fewer channels"
-        )
-    run.apply(lambda _: batched, "batch_mixes")
+    groups = plan_batches(run.program, objective)
+    if not batches:
+        groups = tuple(map(_separate, groups))
+    run.apply(lambda stage: batch_mixes(stage, groups), "batch_mixes")
+    schedule = plan_schedule(run.program, objective)
     run.apply(lambda stage: reorder(stage, schedule.order), "schedule")
-    return Optimized(tuple(run.stages), reductions, spreads, mixes, batches, schedule)
+    return Optimized(
+        tuple(run.stages), reductions, spreads, mixes, groups, schedule, objective.minimize
+    )
+
+
+def _separate(plan: BatchPlan) -> BatchPlan:
+    if plan.chosen == "separate":
+        return plan
+    return replace(
+        plan,
+        chosen="separate",
+        scores=tuple(sorted(plan.scores, key=lambda score: score[0] != "separate")),
+        reason="for memory_limit: what is mixed at once is alive at once",
+    )
+
+
+def _peak(done: Optimized, objective: Objective) -> int:
+    assert done.schedule, "every plan has an order"
+    return done.schedule.peak * objective.itemsize
+
+
+def _refusal(limit: int, tried: Sequence[Optimized], objective: Objective) -> PlanError:
+    best = min(tried, key=lambda done: _peak(done, objective))
+    peak = _peak(best, objective)
+    floor = least_held(best.program, objective.sizes_of(best.program)) * objective.itemsize
+    least = "the least possible" if peak == floor else "the least found"
+    return PlanError(
+        f"memory_limit={limit:,} bytes cannot be met: {least} peak is {peak:,} bytes for one "
+        "example, inputs and outputs included; raise the limit, or use fewer channels"
+    )
 
 
 def sum_in_place(program: Program) -> Program:

@@ -66,12 +66,14 @@ class BatchPlan:
     Attributes:
         weights: names of their weights.
         chosen: "batched" or "separate".
-        scores: (form, score) of both, best first.
+        scores: (form, score) of both, the chosen one first.
+        reason: why the chosen form is not the cheaper one, or empty.
     """
 
     weights: tuple[str, ...]
     chosen: str
     scores: tuple[tuple[str, float], ...]
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from symcompile.cost import Polynomial, Work, total_work, work_of
@@ -20,8 +19,10 @@ from symcompile.diagrams import HalfDiagram
 from symcompile.ir import BatchMix, Mix, Op, Program, Reduce
 from symcompile.planner.baseline import baseline
 from symcompile.planner.baseline_peak import baseline_peak
+from symcompile.planner.bound import least_held, least_moved
 from symcompile.planner.decisions import BatchPlan, LatticePlan, MixPlan, Schedule
-from symcompile.planner.search import cost_of
+from symcompile.planner.lattice import NODE_LIMIT, Lattice
+from symcompile.planner.search import AUTO_EDGE_LIMIT, cost_of
 from symcompile.spec import Label, format_path
 from symcompile.weights import Schema
 
@@ -81,13 +82,15 @@ class PlanInfo:
     Attributes:
         optimize: the strategy, or the planner's class.
         minimize, machine: what was minimised, on which machine.
+        asked: what `minimize=` asked for; not `minimize` if that did not fit `memory_limit`.
         diagrams: basis elements, bias included: what the reference computes one at a time.
         weights: number of scalar weights.
         signatures: (signature, in-features, out half-diagrams) of every mix.
         reference: every diagram on its own.
         deduplicated: the same after equal values are shared, as XLA would.
         planned: this plan.
-        lower_bound: what no plan can beat: inputs and weights read once, outputs written once.
+        lower_bound: what no plan can beat: weights and what is needed of the inputs read once,
+            outputs written once.
         steps: the ops that do work, in order.
         decisions: where each feature is reduced from, and what each part of an output is spread
             through.
@@ -95,11 +98,15 @@ class PlanInfo:
         batches: for mixes of equal size, whether they are computed at once.
         schedule: the order of ops, or None for the order of lowering.
         assumed: sizes assumed because they are not bound.
-        seconds: how long planning took.
+        search_seconds: how long the search took: all choices and the passes that apply them; 0
+            for the reference, which searches nothing.
+        seconds: how long planning took as a whole, from spec to report: the search, and before it
+            the spec, the basis and its program, after it the figures. No code is generated.
     """
 
     optimize: str
     minimize: str
+    asked: str
     machine: str
     diagrams: int
     weights: int
@@ -114,6 +121,7 @@ class PlanInfo:
     batches: tuple[BatchPlan, ...]
     schedule: Schedule | None
     assumed: tuple[tuple[Label, int], ...]
+    search_seconds: float = field(default=0.0, compare=False)
     seconds: float = field(default=0.0, compare=False)
 
     @property
@@ -138,14 +146,28 @@ class PlanInfo:
 
     @property
     def proven(self) -> bool:
-        """True if no choice of reductions and spreads scores better, and that was proven."""
+        """True if every choice of reductions and spreads was proven to cost least in its lattice.
+
+        That is said of these choices at the costs of the lattice's edges, one tensor at a time. It
+        does not say that no plan is better: what a choice does to sums, mixes and copies elsewhere
+        has no price in the lattice. `lower_bound` is what no plan can beat.
+        """
         return all(_gap(plan) <= 1e-9 for plan in self.decisions)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: figures, signatures, steps and decisions."""
         plain = {
             name: getattr(self, name)
-            for name in ("optimize", "minimize", "machine", "diagrams", "weights", "seconds")
+            for name in (
+                "optimize",
+                "minimize",
+                "asked",
+                "machine",
+                "diagrams",
+                "weights",
+                "search_seconds",
+                "seconds",
+            )
         }
         columns = ("reference", "deduplicated", "planned", "lower_bound")
         return {
@@ -168,7 +190,9 @@ class PlanInfo:
         return "\n".join(self._summary())
 
     def __str__(self) -> str:
-        lines = [*self._summary(), f"  planned in {self.seconds:.3f} s", "  steps"]
+        # Without a schedule nothing was searched.
+        searched = f"searched in {self.search_seconds:.3f} s, " if self.schedule else ""
+        lines = [*self._summary(), f"  {searched}planned in {self.seconds:.3f} s", "  steps"]
         shown = [step for step in self.steps if step.launches][:_SHOWN]
         lines += [f"    {step.text}  # moves {step.moved}, flops {step.flops}" for step in shown]
         left = sum(bool(step.launches) for step in self.steps) - len(shown)
@@ -177,12 +201,20 @@ class PlanInfo:
     def explain(self) -> str:
         """For every decision what was chosen, at what cost, and what the alternatives cost.
 
-        Tensors of one kind share their decisions and are told together.
+        Tensors of one kind share their decisions and are told together. Scores of one decision
+        that differ are printed with enough digits to tell them apart, up to nine.
         """
-        lines = [*_explained(self.decisions), *map(_mix_explained, self.mixes)]
+        lines = [_gave_way(self)] if self.asked != self.minimize else []
+        lines += _explained(self.decisions, self.optimize)
+        lines += map(_mix_explained, self.mixes)
         lines += map(_batch_explained, self.batches)
         if self.schedule is not None:
-            proof = "the least there is" if self.schedule.exact else "the least found"
+            proof = (
+                "the least of any order of these ops"
+                if self.schedule.exact
+                else "the least of three orders tried: as given, output by output, and always next "
+                "the op after which least is alive"
+            )
             lines.append(
                 f"schedule: peak {self.schedule.peak:,} entries, {proof}; "
                 f"else {self.schedule.before:,} in the order given"
@@ -202,8 +234,10 @@ class PlanInfo:
             yield f"  {row:<12}" + "".join(f"{_cell(cell):>16}" for cell in cells)
         yield f"  {'weights':<12}" + f"{self.weights:>16,}" * 4
         if self.decisions:
-            word = "proven optimal" if self.proven else "best found"
+            word = "each proven to cost least in its lattice" if self.proven else "best found"
             yield f"  reductions and spreads: {word}"
+        if self.asked != self.minimize:
+            yield f"  {_gave_way(self)}"
         if self.assumed:
             names = ", ".join(f"{label!a:.40}" for label, _ in self.assumed[:6])
             more = f" and {len(self.assumed) - 6} more" if len(self.assumed) > 6 else ""
@@ -219,9 +253,14 @@ def plan_info(
     mixes: Sequence[MixPlan] = (),
     batches: Sequence[BatchPlan] = (),
     schedule: Schedule | None = None,
-    seconds: float = 0.0,
+    *,
+    asked: str = "",
 ) -> PlanInfo:
-    """Count what a plan costs, and what it is compared with."""
+    """Count what a plan costs, and what it is compared with.
+
+    Args:
+        asked: what was to be minimised, if not what `objective` says.
+    """
     sizes = objective.sizes_of(program)
     known = dict(objective.sizes)
     matrices = [weight for weight in schema.weights if weight.rows]
@@ -233,6 +272,7 @@ def plan_info(
     return PlanInfo(
         optimize=optimize,
         minimize=objective.minimize,
+        asked=asked or objective.minimize,
         machine=objective.machine.name,
         diagrams=schema.elements,
         weights=program.weight_count,
@@ -240,7 +280,7 @@ def plan_info(
         reference=_baseline(schema, objective, sizes, share=False),
         deduplicated=_baseline(schema, objective, sizes, share=True),
         planned=_figures(total_work(works), objective, sizes, reductions, mixed, peak),
-        lower_bound=_lower_bound(program, objective, sizes),
+        lower_bound=_lower_bound(schema, program, objective, sizes),
         steps=tuple(
             Step(_text(number, op), work.moved, work.flops, work.launches)
             for number, (op, work) in enumerate(zip(program.ops, works, strict=True))
@@ -251,7 +291,6 @@ def plan_info(
         batches=tuple(batches),
         schedule=schedule,
         assumed=tuple((label, size) for label, size in sizes.items() if label not in known),
-        seconds=seconds,
     )
 
 
@@ -283,19 +322,17 @@ def _figures(
     )
 
 
-def _lower_bound(program: Program, objective: Objective, sizes: dict[Label, int]) -> Figures:
-    def entries(labels: Sequence[Label]) -> int:
-        return prod(sizes[label] for label in labels)
-
-    tensors = sum(entries(t.labels) * t.width for t in (*program.inputs, *program.outputs))
-    moved = (tensors + program.weight_count) * objective.itemsize
+def _lower_bound(
+    schema: Schema, program: Program, objective: Objective, sizes: dict[Label, int]
+) -> Figures:
+    moved = least_moved(schema, sizes) * objective.itemsize
     return Figures(
         None,
         None,
         1,
         None,
         moved,
-        tensors * objective.itemsize,
+        least_held(program, sizes) * objective.itemsize,
         objective.machine.seconds(moved, 0, 1),
     )
 
@@ -339,7 +376,11 @@ def _as_dict(plan: LatticePlan) -> dict[str, Any]:
     }
 
 
-def _explained(decisions: Sequence[LatticePlan]) -> Iterator[str]:
+def _gave_way(info: PlanInfo) -> str:
+    return f"no plan for least {info.asked} fits memory_limit: planned for least {info.minimize}"
+
+
+def _explained(decisions: Sequence[LatticePlan], optimize: str) -> Iterator[str]:
     alike: dict[tuple[str, int], list[LatticePlan]] = {}
     for plan in decisions:
         alike.setdefault((plan.kind, id(plan.lattice)), []).append(plan)
@@ -348,22 +389,52 @@ def _explained(decisions: Sequence[LatticePlan]) -> Iterator[str]:
         names = ", ".join(format_path(plan.path) for plan in plans[:3])
         more = f" and {len(plans) - 3} alike" if len(plans) > 3 else ""
         gap = _gap(first)
-        proof = "nothing proven" if gap == float("inf") else f"within {gap:.2g} of the best"
+        proof = _unproven(first.lattice, optimize)
+        if gap < float("inf"):
+            proof = f"within {max(gap, 0.0):.2g} of the least cost in its lattice"
         yield f"{kind} {names}{more} {first.lattice.labels!a}: {first.choice.method}, {proof}"
         yield from _alternatives(first)
 
 
 def _mix_explained(plan: MixPlan) -> str:
-    (_, cost), *others = plan.scores
-    told = ", ".join(f"{form} {score:.3g}" for form, score in others)
-    return f"mix {plan.weight}: {plan.chosen} {cost:.3g}" + (f"; else {told}" if told else "")
+    cost, *others = _apart([score for _, score in plan.scores])
+    forms = [form for form, _ in plan.scores[1:]]
+    told = ", ".join(f"{form} {score}" for form, score in zip(forms, others, strict=True))
+    return f"mix {plan.weight}: {plan.chosen} {cost}" + (f"; else {told}" if told else "")
 
 
 def _batch_explained(plan: BatchPlan) -> str:
-    (_, cost), (other, score) = plan.scores
+    (_, taken), (other, left) = plan.scores
+    cost, score = _apart([taken, left])
     names = ", ".join(plan.weights[:3])
     more = f" and {len(plan.weights) - 3} more" if len(plan.weights) > 3 else ""
-    return f"mixes {names}{more}: {plan.chosen} {cost:.3g}; else {other} {score:.3g}"
+    why = f" ({plan.reason})" if plan.reason else ""
+    return f"mixes {names}{more}: {plan.chosen} {cost}{why}; else {other} {score}"
+
+
+def _unproven(lattice: Lattice, optimize: str) -> str:
+    """Why nothing was proven, where a limit of size is the reason."""
+    if lattice.partial:
+        return f"nothing proven: of {NODE_LIMIT:,} half-diagrams and more only those needed count"
+    if optimize == "auto" and len(lattice.edges) > AUTO_EDGE_LIMIT:
+        return (
+            f"nothing proven: {len(lattice.edges):,} edges, and auto tries the integer program up "
+            f"to {AUTO_EDGE_LIMIT:,}"
+        )
+    return "nothing proven"
+
+
+def _apart(scores: Sequence[float]) -> list[str]:
+    """Scores as text, with as many digits as tell them apart, at least three.
+
+    Past nine digits scores are the same sum in another order.
+    """
+    same = {f"{score:.9g}" for score in scores}
+    for digits in range(3, 10):
+        told = [f"{score:.{digits}g}" for score in scores]
+        if len(set(told)) == len(same):
+            break
+    return told
 
 
 def _alternatives(plan: LatticePlan) -> Iterator[str]:
@@ -377,10 +448,12 @@ def _alternatives(plan: LatticePlan) -> Iterator[str]:
         options = [edge for edge in lattice.edges if edge.child == child]
         cost = next(edge.cost for edge in options if edge.parent == parent)
         others = [edge for edge in options if edge.parent != parent][:2]
-        told = ", ".join(f"{name(lattice.nodes[e.parent])} {e.cost:.3g}" for e in others)
+        mine, *scores = _apart([cost, *(edge.cost for edge in others)])
+        names = [name(lattice.nodes[edge.parent]) for edge in others]
+        told = ", ".join(f"{one} {score}" for one, score in zip(names, scores, strict=True))
         helper = "" if child in lattice.needed else " (helper)"
         yield (
-            f"  {lattice.nodes[child]}{helper} {verb} {name(lattice.nodes[parent])} {cost:.3g}"
+            f"  {lattice.nodes[child]}{helper} {verb} {name(lattice.nodes[parent])} {mine}"
             f"{'; else ' + told if told else ''}"
         )
     if len(chosen) > _SHOWN:

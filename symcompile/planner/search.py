@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Protocol, runtime_checkable
 
 from symcompile.diagrams import HalfDiagram
@@ -44,7 +45,7 @@ class Choice:
     Attributes:
         parents: (child, parent) by child: every needed node but the root, and helpers.
         method: "closed form", "greedy", "integer program", or a planner's own word.
-        bound: no plan costs less than this, or None if nothing was proven.
+        bound: no choice of this lattice costs less than this, or None if nothing was proven.
     """
 
     parents: tuple[tuple[int, int], ...]
@@ -79,16 +80,22 @@ def checked(lattice: Lattice, choice: Choice) -> Choice:
     """The choice itself, if it is a plan of the lattice.
 
     Raises:
-        PlanError: it is no `Choice`, a needed node has no parent, a parent is not made, an edge
-            does not exist, a helper helps nobody, or the bound exceeds the cost.
+        PlanError: it is no `Choice`, a node is no int, a needed node has no parent, a parent is
+            not made, an edge does not exist, a helper helps nobody, or the bound is no number or
+            exceeds the cost.
     """
     mend = (
         "a planner returns a Choice with one (child, parent) pair for every needed node but node "
-        "0, and for every helper, along edges of the lattice"
+        "0, and for every helper, along edges of the lattice, nodes being ints"
     )
     pairs = getattr(choice, "parents", None)
-    if not isinstance(choice, Choice) or not isinstance(pairs, tuple) or not _are_pairs(pairs):
+    if not isinstance(choice, Choice) or not isinstance(pairs, tuple):
         raise PlanError(f"the planner returned {choice!r:.80}; {mend}")
+    for pair in pairs:
+        if not _is_pair(pair):
+            raise PlanError(f"the planner returned Choice with {pair!r:.80} for a pair; {mend}")
+    if choice.bound is not None and not _is_number(choice.bound):
+        raise PlanError(f"the bound is {choice.bound!r:.80}; expected a number, or None")
     parents, edges = dict(pairs), {(edge.child, edge.parent) for edge in lattice.edges}
     if len(parents) != len(pairs):
         twice = next(child for child, count in Counter(c for c, _ in pairs).items() if count > 1)
@@ -112,8 +119,12 @@ def checked(lattice: Lattice, choice: Choice) -> Choice:
     return choice
 
 
-def _are_pairs(pairs: tuple[object, ...]) -> bool:
-    return all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs)
+def _is_pair(pair: object) -> bool:
+    return isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(n, Integral) for n in pair)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def choose_greedy(lattice: Lattice) -> Choice:
