@@ -32,10 +32,22 @@ def test_nothing_is_in_place_unless_the_program_says_so():
     assert not compile_spec(MLP, **FOUR, optimize=False).program.in_place
 
 
+TWO = {"x": (0, 1)}, {"y": (0, 1), "z": (0, 1)}
+
+
 def test_a_mix_that_something_else_reads_is_left_alone():
-    # One mix makes both outputs, so neither may be summed into it.
-    program = compile_spec({"x": (0, 1)}, {"y": (0, 1), "z": (0, 1)}, **FOUR).program
+    # Small, one mix makes both outputs, so neither may be summed into it.
+    program = compile_spec(*TWO, **FOUR, sizes={0: 5, 1: 5}).program
     assert accumulations(program) == {}
+
+
+def test_large_outputs_of_one_mix_are_products_of_their_own_that_their_sums_are_made_in():
+    program = compile_spec(*TWO, **FOUR, sizes={0: 300, 1: 300}).program
+    bases = [program.ops[found.base] for found in accumulations(program).values()]
+    assert [(op.weight, op.rows, op.cols) for op in bases] == [
+        ("mix_0_1", (0, 4), (0, 4)),
+        ("mix_0_1", (0, 4), (4, 8)),
+    ]
 
 
 def test_one_array_of_full_size_is_made_for_an_output():

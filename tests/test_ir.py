@@ -13,6 +13,7 @@ from symcompile.cost.objective import Objective
 from symcompile.errors import ProgramError
 from symcompile.ir import (
     Add,
+    BatchMix,
     Broadcast,
     Builder,
     Concat,
@@ -23,6 +24,7 @@ from symcompile.ir import (
     Mix,
     Op,
     Output,
+    Pick,
     Program,
     Reduce,
     Slice,
@@ -289,11 +291,13 @@ def test_every_kind_of_op_prints_on_one_line_and_reads_back():
         Broadcast((3,), ("a", "a"), ()),
         Add((2, 8, 9)),
         Output((10,), 0),
-        weights=WEIGHTS,
+        BatchMix((6, 6), ("mix", "mix_2")),
+        Pick((12,), 1),
+        weights=(*WEIGHTS, ("mix_2", (2, 3))),
     )
     assert {type(op) for op in kinds.ops} == set(OPS.values())
     text = str(kinds)
-    assert len(text.splitlines()) == 1 + 4 + 2 + len(kinds.ops)
+    assert len(text.splitlines()) == 1 + 4 + 3 + len(kinds.ops)
     assert parse_program(text) == kinds
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import symcompile as sc
 from symcompile import passes
 from symcompile.cost.objective import Objective
 from symcompile.errors import ProgramError
@@ -43,7 +44,7 @@ from symcompile.passes import (
     sum_in_place,
 )
 from symcompile.passes.batch import batch_mixes, plan_batches
-from symcompile.passes.mixes import form_mixes, plan_mixes
+from symcompile.passes.mixes import APART, FORMS, form_mixes, plan_mixes
 from symcompile.passes.schedule import plan_schedule, reorder
 from symcompile.planner.decisions import plan_lattices
 from symcompile.planner.search import get_planner
@@ -68,6 +69,7 @@ SPECS = {
     "fixed": ({"k": (Fixed(3), 0), "s": ()}, None, {}, "mean"),
     "transposed": ({"w": (0, 0, Fixed(8))}, {"v": (0, 0)}, {0: 300}, "mean"),
     "chain": ({k: (k, k + 1) for k in range(4)}, None, dict.fromkeys(range(5), 6), "mean"),
+    "pair": ({"w": (0, 1)}, {"y": (0, 1), "z": (0, 1)}, {0: 300, 1: 300}, "mean"),
     "margins": ({"w": (0, 1)}, {"r": (0,), "c": (1,), "t": ()}, {0: 9, 1: 4}, "sum"),
 }
 
@@ -135,8 +137,10 @@ def run_passes(program):
 
 
 every_pass = pytest.mark.parametrize("transform", PASSES.values(), ids=PASSES)
+# The reference program of a pair spreads one mean for both outputs.
 every_program = pytest.mark.parametrize(
-    ("name", "how"), [(name, how) for name in SPECS for how in LOWER]
+    ("name", "how"),
+    [(name, how) for name in SPECS for how in LOWER if (name, how) != ("pair", "reference")],
 )
 
 
@@ -308,6 +312,71 @@ def test_after_sum_before_spread_what_lands_in_one_place_is_spread_once():
     assert (count(Broadcast, after), count(Embed, after)) == (4, 1)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@every_program
+def test_a_mix_in_every_form_there_is_computes_the_same(name, how, form):
+    program = shared_reductions(share_equal(lowered(name, how)))
+    plans = plan_mixes(program, objective_of(program))
+    after = verify(form_mixes(program, [replace(plan, chosen=form) for plan in plans]))
+    assert diagrams_of(after) == diagrams_of(program)
+
+
+def chosen(spec, out_spec, n, minimize="time", **options):
+    """The scores of the mix of whole matrices, the form taken first."""
+    options = {"in_channels": 16, "out_channels": 16, "sizes": {0: n, 1: n}, **options}
+    mixes = sc.plan(spec, out_spec, minimize=minimize, **options).mixes
+    return dict(next(mix.scores for mix in mixes if mix.weight == "mix_0_1"))
+
+
+PAIR = {"x": (0, 1)}, {"y": (0, 1), "z": (0, 1)}
+
+
+def test_large_outputs_are_apart_and_small_ones_together():
+    assert list(chosen(*PAIR, 300)) == ["stacked" + APART, "stacked"]
+    assert list(chosen(*PAIR, 8)) == ["stacked", "stacked" + APART]
+
+
+def test_where_bytes_count_the_features_are_read_once():
+    scores = chosen(*PAIR, 300, "bytes")
+    assert list(scores) == ["stacked", "stacked" + APART]
+    # Apart, they and what sets off the sums are read once more.
+    again = 4 * 300 * 300 * 16
+    assert scores["stacked" + APART] - scores["stacked"] == pytest.approx(again, rel=0.01)
+
+
+def test_a_slice_that_is_an_output_by_itself_is_copied_and_a_product_is_not():
+    spec, out_spec = PAIR
+
+    def identity(output, into, diagram):
+        return diagram.blocks == ((0, 2), (1, 3))
+
+    alone = {"bias": False, "terms": identity}
+    scores = chosen(spec, out_spec, 300, "bytes", **alone)
+    assert list(scores) == ["stacked" + APART, "stacked"]
+    # Two copies are read and written; the features are read again.
+    entries = 4 * 300 * 300 * 16
+    assert scores["stacked"] - scores["stacked" + APART] == pytest.approx(3 * entries, rel=0.01)
+    source = sc.compile(
+        spec,
+        out_spec,
+        in_channels=16,
+        out_channels=16,
+        sizes={0: 300, 1: 300},
+        backend="torch",
+        **alone,
+    ).source
+    assert ".split(" not in source
+
+
+def test_every_combination_of_inputs_and_outputs_is_weighed():
+    mixes = sc.plan({"w": (0, 0)}, {"y": (0, 0), "z": (0, 0)}, in_channels=4, out_channels=4).mixes
+    assert {form for mix in mixes if mix.weight == "mix_0_0" for form, _ in mix.scores} == set(
+        FORMS
+    )
+    # What is too small to be summed in place stays together.
+    assert not [mix for mix in mixes if mix.weight == "mix_0" and len(mix.scores) > 2]
+
+
 # -- stages -----------------------------------------------------------------------------------
 
 
@@ -322,8 +391,6 @@ def test_stages_give_the_program_after_every_pass_by_name():
 
 
 def test_a_layer_keeps_its_stages_if_asked_to():
-    import symcompile as sc
-
     options = {"in_channels": 1, "out_channels": 1, "backend": "numpy"}
     kept = sc.compile({"w": (0, 0)}, **options, keep_stages=True).compiled
     assert [name for name, _ in kept.stages] == ["lowered", *PASSES]
@@ -420,8 +487,6 @@ def test_verifying_is_off_unless_asked_for(monkeypatch, value):
 
 
 def test_a_wrong_pass_is_caught_through_compile(monkeypatch):
-    import symcompile as sc
-
     plant(monkeypatch, drop_a_term, "form_mixes")
     monkeypatch.setenv("SYMCOMPILE_VERIFY", "1")
     with pytest.raises(ProgramError, match="pass form_mixes changed"):

@@ -191,7 +191,7 @@ def test_weights_of_low_rank_go_from_torch_to_jax_by_file(tmp_path):
 def test_generated_source_says_where_features_meet():
     source = sc.compile(SPEC, rank=1, **OPTIONS).source
     assert ", mix_a_in)" in source
-    assert "hidden_a @ mix_a_out" in source
+    assert "_product(hidden_a, mix_a_out)" in source
 
 
 # -- how many weights -------------------------------------------------------------------------

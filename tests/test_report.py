@@ -337,3 +337,11 @@ def test_hostile_labels_stay_on_their_lines_in_ascii():
         assert len(text.splitlines()) == len(other.splitlines())
     assert str(hostile).isascii()
     assert hostile.explain().isascii()
+
+
+def test_sums_in_place_are_explained():
+    told = plan(MLP).explain()
+    assert "added in place to the product of mix_0_1" in told
+    two = sc.plan({"x": ("a", "b")}, {"y": ("a", "b"), "z": ("a", "b")}, bias=False, rank=1)
+    assert {one.weight for one in two.sums} == {None}
+    assert "a new array of" in two.explain()

@@ -1,30 +1,52 @@
-"""Pass: stack the inputs of a mix, or not.
+"""Pass: how the inputs and the outputs of a mix are put together.
 
-In: a Program and a plan per mix. Out: one in which every mix of a stack of features is computed the
-way that costs least: stacked (one copy, one matmul), separate (a matmul per feature, summed), or
-with transposes moved behind the matmul (for a feature and its transposed copies, where there are
-fewer channels out than in).
+In: a Program and a plan per mix. Out: one in which every mix is computed the way that costs least.
+Its inputs, a stack of features, are stacked (one copy, one matmul), separate (a matmul per feature,
+summed), or have their transposes moved behind the matmul (for a feature and its transposed copies,
+where there are fewer channels out than in). Its outputs are stacked, slices of one product, or
+apart, a matmul each: the features are read again, but no slice has to be copied to become an
+output, and large sums can be made in place.
 
-The one thing to know: all three read the same rows of the same weight, so nothing about weights
-changes.
+The one thing to know: every form reads the same rows and columns of the same weight, so nothing
+about weights changes.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from symcompile.cost.memory import footprint, peak_entries
 from symcompile.cost.objective import Objective
-from symcompile.cost.work import work_of
-from symcompile.ir import Builder, Concat, Mix, Program, Slice, Tensor, Transpose, Type, types_of
+from symcompile.cost.work import Accountant
+from symcompile.ir import (
+    Add,
+    Builder,
+    Concat,
+    Const,
+    Mix,
+    Output,
+    Program,
+    Slice,
+    Tensor,
+    Transpose,
+    Type,
+    readers_of,
+    types_of,
+)
 from symcompile.planner.decisions import MixPlan
 from symcompile.spec import Perm
 
-__all__ = ["FORMS", "MixPlan", "form_mixes", "plan_mixes"]
+__all__ = ["APART", "FORMS", "MixPlan", "form_mixes", "plan_mixes"]
 
-FORMS = ("stacked", "separate", "transposed after")
+_INPUTS = ("stacked", "separate", "transposed after")
+
+APART = ", outputs apart"
+"""Follows what is done about the inputs, where the outputs are not stacked."""
+
+FORMS = (*_INPUTS, *(form + APART for form in _INPUTS))
+"""All there is to choose from; a mix that nothing slices has its outputs together in any form."""
 
 _CLOSE = 0.02
 """Forms that take this little longer, relative, are as good: a model of time is not that exact. The
@@ -32,34 +54,77 @@ one that holds least is taken."""
 
 
 def plan_mixes(program: Program, objective: Objective) -> tuple[MixPlan, ...]:
-    """The cheapest form of every mix that reads a stack nothing else reads."""
+    """The cheapest form of every mix that can be computed in several."""
     types = types_of(program)
-    sliced = {op.args[0] for op in program.ops if isinstance(op, Slice)}
     ranked: dict[object, tuple[tuple[str, float], ...]] = {}
     plans = []
-    for number, (mix, stack) in _stacked_mixes(program).items():
-        key = _kind(program, types, mix, stack, objective), number in sliced
+    for site in _sites(program, types).values():
+        forms = _forms(program, site)
+        if len(forms) == 1:
+            continue
+        key = _kind(program, types, site, objective)
         if key not in ranked:
-            ranked[key] = _ranked(program, types, mix, stack, number not in sliced, objective)
-        plans.append(MixPlan(mix.weight, ranked[key][0][0], ranked[key]))
+            ranked[key] = _ranked(program, types, site, forms, objective)
+        plans.append(MixPlan(site.mix.weight, ranked[key][0][0], ranked[key]))
     return tuple(plans)
 
 
 def form_mixes(program: Program, plans: Iterable[MixPlan]) -> Program:
     """Compute every planned mix in its chosen form."""
     forms = {plan.weight: plan.chosen for plan in plans}
-    mixes, types = _stacked_mixes(program), types_of(program)
+    types = types_of(program)
+    sites = _sites(program, types)
     build = Builder(program)
     place: list[int] = []
+    apart: dict[int, int] = {}  # slices that are a product of their own
     for number, op in enumerate(program.ops):
-        if number in mixes:
-            mix, stack = mixes[number]
-            features = [_feature(program, arg, types[arg].width, place) for arg in stack.args]
-            terms = _emit(build, mix, features, forms.get(mix.weight, "stacked"))
-            place.append(build.add(terms))
+        if number in sites:
+            site = sites[number]
+            form = forms.get(site.mix.weight, "stacked")
+            features = _features(program, types, site, place)
+            made = [build.add(terms) for terms in _emit(build, site, features, form)]
+            place.append(made[0])
+            if _is_apart(site, form):
+                apart.update(zip((part.number for part in site.parts), made, strict=True))
+        elif number in apart:
+            place.append(apart[number])
         else:
             place.append(build.emit(replace(op, args=tuple(place[arg] for arg in op.args))))
     return build.program()
+
+
+_Landing = Literal["sum", "output", "elsewhere"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One slice of a mix.
+
+    Attributes:
+        number: of the slice.
+        start, stop: its channels.
+        landing: "sum" if it is added to something as it is, "output" if it is one by itself.
+    """
+
+    number: int
+    start: int
+    stop: int
+    landing: _Landing
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """One mix, and what surrounds it.
+
+    Attributes:
+        mix: the op.
+        stack: the features it reads, one if they are not a stack that nothing else reads.
+        parts: all that reads it, if these are slices.
+    """
+
+    mix: Mix
+    stack: tuple[int, ...]
+    parts: tuple[_Part, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +143,58 @@ class _Feature:
     axes: tuple[int, ...]
 
 
-def _stacked_mixes(program: Program) -> dict[int, tuple[Mix, Concat]]:
-    """Mixes by number, with the stack each reads alone."""
-    readers = Counter(arg for op in program.ops for arg in op.args)
+def _sites(program: Program, types: Sequence[Type]) -> dict[int, _Site]:
+    """Mixes by number, but for those of the constant."""
+    readers = readers_of(program)
+
+    def landing(number: int) -> _Landing:
+        for reader in map(program.ops.__getitem__, readers[number]):
+            if isinstance(reader, Output):
+                return "output"
+            # As `accumulations` has it, smaller sums do not matter.
+            if isinstance(reader, Add) and len(types[number].labels) > 1:
+                return "sum" if len(reader.args) > 1 else "output"
+        return "elsewhere"
+
     found = {}
     for number, op in enumerate(program.ops):
-        if isinstance(op, Mix):
-            stack = program.ops[op.args[0]]
-            if isinstance(stack, Concat) and readers[op.args[0]] == 1:
-                found[number] = (op, stack)
+        if not isinstance(op, Mix) or isinstance(program.ops[op.args[0]], Const):
+            continue
+        source = program.ops[op.args[0]]
+        alone = isinstance(source, Concat) and len(readers[op.args[0]]) == 1
+        slices = [(reader, program.ops[reader]) for reader in readers[number]]
+        parts = tuple(
+            _Part(reader, part.start, part.stop, landing(reader))
+            for reader, part in slices
+            if isinstance(part, Slice)
+        )
+        if len(parts) < len(slices):
+            parts = ()
+        found[number] = _Site(op, source.args if alone else op.args, parts)
     return found
+
+
+def _forms(program: Program, site: _Site) -> list[str]:
+    """All that can be done about a mix."""
+    forms = ["stacked"]
+    if len(site.stack) > 1:
+        forms.append("separate")
+        if any(isinstance(program.ops[arg], Transpose) for arg in site.stack):
+            forms.append("transposed after")
+    # Outputs apart only cost more where everything is spread, or too small to be summed in place.
+    if len(site.parts) > 1 and any(part.landing != "elsewhere" for part in site.parts):
+        forms += [form + APART for form in forms]
+    return forms
+
+
+def _is_apart(site: _Site, form: str) -> bool:
+    return form.endswith(APART) and bool(site.parts)
+
+
+def _features(
+    program: Program, types: Sequence[Type], site: _Site, place: Mapping[int, int] | Sequence[int]
+) -> list[_Feature]:
+    return [_feature(program, arg, types[arg].width, place) for arg in site.stack]
 
 
 def _feature(
@@ -99,53 +206,64 @@ def _feature(
     return _Feature(place[arg], width, None, ())
 
 
-def _emit(build: Builder, mix: Mix, features: Sequence[_Feature], form: str) -> list[int]:
-    """The terms whose sum is the mix."""
+def _emit(build: Builder, site: _Site, features: Sequence[_Feature], form: str) -> list[list[int]]:
+    """The terms whose sum is the mix; or, with outputs apart, those of every part."""
+    mix, inputs = site.mix, form.removesuffix(APART)
+    if not _is_apart(site, form):
+        return [_terms(build, mix, features, inputs, mix.cols)]
+    first = mix.cols[0]
+    return [
+        _terms(build, mix, features, inputs, (first + part.start, first + part.stop))
+        for part in site.parts
+    ]
+
+
+def _terms(
+    build: Builder, mix: Mix, features: Sequence[_Feature], form: str, cols: tuple[int, int]
+) -> list[int]:
+    """The terms whose sum is the mix into some columns."""
     if form == "stacked":
         stack = build.concat([feature.value for feature in features])
-        return [build.mix(stack, mix.weight, mix.rows, mix.cols)]
+        return [build.mix(stack, mix.weight, mix.rows, cols)]
     parts = []
     row = mix.rows[0]
     for feature in features:
         rows = (row, row + feature.width)
         row += feature.width
         if feature.base is not None and form == "transposed after":
-            product = build.mix(feature.base, mix.weight, rows, mix.cols)
+            product = build.mix(feature.base, mix.weight, rows, cols)
             parts.append(build.transpose(product, feature.axes))
         else:
-            parts.append(build.mix(feature.value, mix.weight, rows, mix.cols))
+            parts.append(build.mix(feature.value, mix.weight, rows, cols))
     return parts
 
 
-def _kind(
-    program: Program, types: Sequence[Type], mix: Mix, stack: Concat, objective: Objective
-) -> object:
+def _kind(program: Program, types: Sequence[Type], site: _Site, objective: Objective) -> object:
     """All that the cost of a mix depends on: mixes of one kind are scored once."""
     sizes = dict(objective.sizes)
     sources: dict[int, int] = {}
     features = []
-    for arg in stack.args:
+    for arg in site.stack:
         op = program.ops[arg]
         base, axes = (op.args[0], op.axes) if isinstance(op, Transpose) else (arg, ())
         features.append((sources.setdefault(base, len(sources)), axes, types[arg].width))
-    extents = tuple(sizes.get(label) for label in types[stack.args[0]].labels)
-    return extents, tuple(features), mix.cols[1] - mix.cols[0]
+    extents = tuple(sizes.get(label) for label in types[site.stack[0]].labels)
+    parts = tuple((part.start, part.stop, part.landing) for part in site.parts)
+    return extents, tuple(features), site.mix.cols[1] - site.mix.cols[0], parts
 
 
 def _ranked(
     program: Program,
     types: Sequence[Type],
-    mix: Mix,
-    stack: Concat,
-    whole: bool,
+    site: _Site,
+    forms: Sequence[str],
     objective: Objective,
 ) -> tuple[tuple[str, float], ...]:
     """Every form with its score, the one to take first."""
-    transposes = any(isinstance(program.ops[arg], Transpose) for arg in stack.args)
-    forms = FORMS if transposes else FORMS[:2]
-    fragments = {form: _fragment(program, types, mix, stack, whole, form) for form in forms}
-    scores = {form: objective.total(work_of(made), made) for form, made in fragments.items()}
-    ranked = sorted(forms, key=lambda form: (scores[form], FORMS.index(form)))
+    fragments = {form: _fragment(program, types, site, forms, form) for form in forms}
+    apart = forms[-1].endswith(APART)
+    scores = {form: _score(made, objective, apart) for form, made in fragments.items()}
+    ranked = sorted(forms, key=lambda form: (scores[form], forms.index(form)))
     slack = _CLOSE if objective.minimize == "time" else 0.0
     close = [form for form in ranked if scores[form] <= scores[ranked[0]] * (1 + slack)]
     if len(close) > 1:
@@ -156,43 +274,72 @@ def _ranked(
     return tuple((form, scores[form]) for form in ranked)
 
 
+def _score(fragment: Program, objective: Objective, apart: bool) -> float:
+    """The cost of a fragment.
+
+    Args:
+        apart: outputs may be apart, which differs in what is allocated. That takes time and memory
+            too: the system clears a large array before it is written, which costs about as much
+            as writing it.
+    """
+    accountant = Accountant(fragment)
+    score = objective.total(accountant.works(), fragment)
+    if not apart or objective.minimize not in ("time", "peak"):
+        return score
+    sizes = objective.sizes_of(fragment)
+    storage = map(accountant.storage_of, range(len(fragment.ops)))
+    made = sum(kept.at(sizes) + transient.at(sizes) for kept, transient in storage)
+    return score + objective.score(0, made, 0, 0)
+
+
 def _fragment(
-    program: Program,
-    types: Sequence[Type],
-    mix: Mix,
-    stack: Concat,
-    whole: bool,
-    form: str,
+    program: Program, types: Sequence[Type], site: _Site, forms: Sequence[str], form: str
 ) -> Program:
     """A form on its own: a program that starts from the features.
 
-    Args:
-        whole: the mix is not sliced: it lands on one output, where a smaller term is added to it.
+    It ends where the forms no longer differ. A mix that is not sliced lands on one output, where a
+    smaller term is added to it; if outputs may be apart, each slice lands where it does.
     """
+    mix, labels = site.mix, types[site.stack[0]].labels
     sources = list(
         dict.fromkeys(
             program.ops[arg].args[0] if isinstance(program.ops[arg], Transpose) else arg
-            for arg in stack.args
+            for arg in site.stack
         )
     )
+    if not site.parts:
+        landings: list[tuple[int, _Landing]] = [(mix.cols[1] - mix.cols[0], "sum")]
+    elif forms[-1].endswith(APART):
+        landings = [(part.stop - part.start, part.landing) for part in site.parts]
+    else:
+        landings = []
+    axes = tuple(map(Perm, labels))
     inputs = tuple(
         Tensor((k,), tuple(map(Perm, types[value].labels)), types[value].width)
         for k, value in enumerate(sources)
     )
-    width = mix.cols[1] - mix.cols[0]
-    inputs += (Tensor((len(sources),), (), width),)
+    # The smaller terms, and what is an output by itself.
+    inputs += tuple(Tensor((len(sources) + k,), (), width) for k, (width, _) in enumerate(landings))
+    outputs = tuple(Tensor((k,), axes, width) for k, (width, _) in enumerate(landings))
     weights = tuple(weight for weight in program.weights if weight[0] == mix.weight)
-    like = replace(program, ops=(), inputs=inputs, outputs=(), weights=weights, in_place=True)
+    like = replace(program, ops=(), inputs=inputs, outputs=outputs, weights=weights, in_place=True)
     build = Builder(like)
     place = {value: build.input(k) for k, value in enumerate(sources)}
-    for arg in stack.args:
+    for arg in site.stack:
         op = program.ops[arg]
         if isinstance(op, Transpose):
             place[arg] = build.transpose(place[op.args[0]], op.axes)
-    features = [_feature(program, arg, types[arg].width, place) for arg in stack.args]
-    terms = _emit(build, mix, features, form)
-    labels = types[stack.args[0]].labels
-    if whole and labels:
-        terms.append(build.broadcast(build.input(len(sources)), labels, ()))
-    build.add(terms)
+    products = _emit(build, site, _features(program, types, site, place), form)
+    if not landings:
+        build.add(products[0])
+        return build.everything()
+    if site.parts and not _is_apart(site, form):
+        whole, width = build.add(products[0]), mix.cols[1] - mix.cols[0]
+        products = [[build.slice(whole, part.start, part.stop, width)] for part in site.parts]
+    for k, (terms, (_, landing)) in enumerate(zip(products, landings, strict=True)):
+        if landing == "sum" and labels:
+            terms.append(build.broadcast(build.input(len(sources) + k), labels, ()))
+        total = build.add(terms)
+        if landing == "output":
+            build.output(total, k)
     return build.everything()

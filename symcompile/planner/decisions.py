@@ -17,7 +17,7 @@ from symcompile.planner.lattice import Lattice, build_lattice
 from symcompile.planner.search import Choice, Parents, Planner, checked, parents_of
 from symcompile.spec import Path
 
-__all__ = ["BatchPlan", "LatticePlan", "MixPlan", "Schedule", "plan_lattices"]
+__all__ = ["BatchPlan", "LatticePlan", "MixPlan", "Schedule", "SumPlan", "plan_lattices"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,21 @@ class BatchPlan:
     chosen: str
     scores: tuple[tuple[str, float], ...]
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SumPlan:
+    """A large sum, and whether it is accumulated into the product of a mix.
+
+    Attributes:
+        weight: name of the mix's weight; None if a new array is made for the sum.
+        terms: how many terms it has.
+        entries: its size, for one example: what is not allocated anew where there is a weight.
+    """
+
+    weight: str | None
+    terms: int
+    entries: int
 
 
 @dataclass(frozen=True, slots=True)

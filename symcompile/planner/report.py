@@ -10,17 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from symcompile.cost import Polynomial, Work, total_work, work_of
 from symcompile.cost.memory import footprint, peak_entries
 from symcompile.cost.objective import NOMINAL_SIZE, Objective
 from symcompile.diagrams import HalfDiagram
-from symcompile.ir import BatchMix, Mix, Op, Program, Reduce
+from symcompile.ir import (
+    Add,
+    BatchMix,
+    Mix,
+    Op,
+    Program,
+    Reduce,
+    accumulations,
+    types_of,
+)
 from symcompile.planner.baseline import baseline
 from symcompile.planner.baseline_peak import baseline_peak
 from symcompile.planner.bound import least_held, least_moved
-from symcompile.planner.decisions import BatchPlan, LatticePlan, MixPlan, Schedule
+from symcompile.planner.decisions import BatchPlan, LatticePlan, MixPlan, Schedule, SumPlan
 from symcompile.planner.lattice import NODE_LIMIT, Lattice
 from symcompile.planner.search import AUTO_EDGE_LIMIT, cost_of
 from symcompile.spec import Label, format_path
@@ -43,7 +53,8 @@ class Figures:
         reductions: ops that reduce.
         mixes: how often channels of features are mixed, however many matmuls one mix takes: once
             for every map in the reference, once for every matrix in a plan. The bias is no mix.
-        launches: kernels started in eager execution.
+        launches: kernels started by torch in eager execution, without gradients. (A mean whose
+            gradient is wanted takes one more. JAX decides by itself, and takes no batches.)
         flops: operations; a multiply-add is two.
         bytes: read and written.
         peak: most bytes alive at once, weights left out.
@@ -96,6 +107,7 @@ class PlanInfo:
             through.
         mixes: for every mix of stacked features, how it is computed.
         batches: for mixes of equal size, whether they are computed at once.
+        sums: for every large sum, whether it is accumulated into a mix.
         schedule: the order of ops, or None for the order of lowering.
         assumed: sizes assumed because they are not bound.
         search_seconds: how long the search took: all choices and the passes that apply them; 0
@@ -119,6 +131,7 @@ class PlanInfo:
     decisions: tuple[LatticePlan, ...]
     mixes: tuple[MixPlan, ...]
     batches: tuple[BatchPlan, ...]
+    sums: tuple[SumPlan, ...]
     schedule: Schedule | None
     assumed: tuple[tuple[Label, int], ...]
     search_seconds: float = field(default=0.0, compare=False)
@@ -181,6 +194,7 @@ class PlanInfo:
             "decisions": [_as_dict(plan) for plan in self.decisions],
             "mixes": [asdict(plan) for plan in self.mixes],
             "batches": [asdict(plan) for plan in self.batches],
+            "sums": [asdict(plan) for plan in self.sums],
             "schedule": None if self.schedule is None else asdict(self.schedule),
             "assumed": [list(pair) for pair in self.assumed],
         }
@@ -208,6 +222,7 @@ class PlanInfo:
         lines += _explained(self.decisions, self.optimize)
         lines += map(_mix_explained, self.mixes)
         lines += map(_batch_explained, self.batches)
+        lines += map(_sum_explained, self.sums)
         if self.schedule is not None:
             proof = (
                 "the least of any order of these ops"
@@ -289,6 +304,7 @@ def plan_info(
         decisions=tuple(decisions),
         mixes=tuple(mixes),
         batches=tuple(batches),
+        sums=tuple(_sums(program, sizes)) if schedule else (),
         schedule=schedule,
         assumed=tuple((label, size) for label, size in sizes.items() if label not in known),
     )
@@ -401,6 +417,31 @@ def _mix_explained(plan: MixPlan) -> str:
     forms = [form for form, _ in plan.scores[1:]]
     told = ", ".join(f"{form} {score}" for form, score in zip(forms, others, strict=True))
     return f"mix {plan.weight}: {plan.chosen} {cost}" + (f"; else {told}" if told else "")
+
+
+def _sums(program: Program, sizes: dict[Label, int]) -> Iterator[SumPlan]:
+    """Every sum over two index axes or more."""
+    types, accumulated = types_of(program), accumulations(program)
+    for number, op in enumerate(program.ops):
+        kind = types[number]
+        if isinstance(op, Add) and len(op.args) > 1 and len(kind.labels) > 1:
+            found = accumulated.get(number)
+            base = program.ops[found.base] if found else None
+            weight = base.weight if isinstance(base, Mix) else None
+            entries = prod(sizes[label] for label in kind.labels) * kind.width
+            yield SumPlan(weight, len(op.args), entries)
+
+
+def _sum_explained(plan: SumPlan) -> str:
+    if plan.weight is None:
+        return (
+            f"sum of {plan.terms} terms: a new array of {plan.entries:,} entries; no mix makes a "
+            "product for it alone that all terms can be added to"
+        )
+    return (
+        f"sum of {plan.terms} terms: added in place to the product of {plan.weight}; "
+        f"else a new array of {plan.entries:,} entries"
+    )
 
 
 def _batch_explained(plan: BatchPlan) -> str:
