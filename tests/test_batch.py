@@ -330,6 +330,17 @@ def test_a_state_dict_that_does_not_fit_is_refused_by_canonical_name():
         make().load_state_dict({**state, "mix_h9": state["mix_h2"]})
 
 
+def test_a_weight_changed_between_forward_and_backward_is_noticed():
+    layer = make()
+    x = torch.utils._pytree.tree_map(lambda leaf: leaf.requires_grad_(), tensors())
+    y = layer(x)
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified"):
+        sum(leaf.sum() for leaf in torch.utils._pytree.tree_leaves(y)).backward()
+
+
 def test_weights_are_given_by_their_own_names():
     one, other = make(1), make(2)
     for weights in (other.state_dict(), dict(other.named_parameters())):

@@ -155,8 +155,9 @@ class _SideBySide(torch.autograd.Function):
 
     @staticmethod
     def forward(*parts):
-        first, shape = parts[0], (len(parts), *parts[0].shape)
-        return first.new_empty(0).set_(first.untyped_storage(), first.storage_offset(), shape)
+        first = parts[0].detach()
+        shape, strides = (len(parts), *first.shape), (first.numel(), *first.stride())
+        return first.as_strided(shape, strides)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
