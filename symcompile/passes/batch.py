@@ -20,6 +20,7 @@ from symcompile.ir import (
     Builder,
     Concat,
     Mix,
+    Output,
     Program,
     Tensor,
     Type,
@@ -91,7 +92,8 @@ class _Group:
 def _groups(program: Program) -> list[_Group]:
     """Mixes of whole matrices, by level and size, in groups of two and more.
 
-    A mix that a large sum is accumulated into keeps a product of its own.
+    A mix that a large sum is accumulated into keeps a product of its own. So does one that is an
+    output by itself: it would have to be copied out of the batch.
     """
     types, levels, shapes = types_of(program), _levels(program), dict(program.weights)
     sizes = dict(program.sizes)
@@ -107,6 +109,7 @@ def _groups(program: Program) -> list[_Group]:
     lazy, uses = lazy_axes(program), Counter(_weights_used(program))
     readers = readers_of(program)
     own = {accumulation.base for accumulation in accumulations(program).values()}
+    own |= {op.args[0] for op in program.ops if isinstance(op, Output)}
     groups = []
     for mixes in alike.values():
         members = []
