@@ -639,6 +639,11 @@ def test_equal_layers_and_copies_are_of_one_class() -> None:
     y = torch.func.vmap(lambda p, b: torch.func.functional_call(one, (p, b), (x,)))(params, buffers)
     close(pytree.tree_map(lambda leaf: leaf[1], y), other(x))
     assert type(make(bias=False)) is not type(one)
+    assert one.compiled.stages == ()
+    kept = make(keep_stages=True)
+    assert type(kept) is type(one)
+    assert kept.compiled.stages
+    assert copy.deepcopy(kept).compiled.stages == kept.compiled.stages
 
 
 def test_a_meta_layer_runs_on_meta_tensors() -> None:

@@ -53,23 +53,28 @@ _CLASSES: WeakValueDictionary[str, type[TorchLayer]] = WeakValueDictionary()
 
 def build(compiled: Compiled) -> TorchLayer:
     """Generate, load and instantiate."""
-    return _class_of(compiled)()
+    layer = _class_of(compiled)()
+    # The layer's own: equal source does not mean an equal plan, or equal stages.
+    layer.compiled = compiled
+    return layer
 
 
 def _class_of(compiled: Compiled) -> type[TorchLayer]:
     source = emit(compiled)
     # Equal layers are of one class, as torch.func.stack_module_state wants its ensembles.
-    if source in _CLASSES:
-        return _CLASSES[source]
+    found = _CLASSES.get(source)
+    if found is not None:
+        return found
     module = load_module(source, "torch")
     generated = getattr(module, compiled.name)
     # Named as the generated class, so that inspect.getsource finds the generated code.
-    _CLASSES[source] = type(
+    made = type(
         generated.__name__,
         (TorchLayer, generated),
-        {"compiled": compiled, "__module__": module.__name__, "__doc__": generated.__doc__},
+        {"__module__": module.__name__, "__doc__": generated.__doc__},
     )
-    return _CLASSES[source]
+    _CLASSES[source] = made
+    return made
 
 
 def _rebuild(compiled: Compiled) -> TorchLayer:
@@ -77,4 +82,5 @@ def _rebuild(compiled: Compiled) -> TorchLayer:
     kind = _class_of(compiled)
     layer = kind.__new__(kind)
     torch.nn.Module.__init__(layer)
+    layer.compiled = compiled
     return layer
