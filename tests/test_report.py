@@ -16,7 +16,7 @@ import symcompile as sc
 from symcompile import api
 from symcompile.api import compile_spec
 from symcompile.cost import total_work, work_of
-from symcompile.planner import Choice, Figures, PlanInfo, report, search
+from symcompile.planner import Choice, Figures, PlanInfo, search, told
 from symcompile.planner.search import PLANNERS, cost_of
 from symcompile.terms import same_tensor
 
@@ -252,11 +252,11 @@ def test_what_is_proven_is_told_of_lattices_and_not_of_plans():
 def test_the_limit_up_to_which_auto_proves_is_told_where_it_applied(monkeypatch):
     apart = {"spec": {"x": (0, 1, 2)}, "out_spec": {"y": (0,), "z": (1,)}}
     assert "nothing proven" not in sc.plan(**apart).explain()
-    for module in (search, report):
+    for module in (search, told):
         monkeypatch.setattr(module, "AUTO_EDGE_LIMIT", 3)
-    told = sc.plan(**apart).explain()
+    text = sc.plan(**apart).explain()
     edges = len(sc.plan(**apart).decisions[0].lattice.edges)
-    assert f"{edges} edges, and auto tries the integer program up to 3\n" in told
+    assert f"{edges} edges, and auto tries the integer program up to 3\n" in text
     assert "auto tries" not in sc.plan(**apart, optimize="greedy").explain()
 
 

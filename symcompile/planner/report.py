@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from symcompile.cost import Polynomial, Work, total_work, work_of
 from symcompile.cost.memory import footprint, peak_entries
 from symcompile.cost.objective import NOMINAL_SIZE, Objective
-from symcompile.diagrams import HalfDiagram
 from symcompile.ir import (
     Add,
     BatchMix,
@@ -31,9 +30,9 @@ from symcompile.planner.baseline import baseline
 from symcompile.planner.baseline_peak import baseline_peak
 from symcompile.planner.bound import least_held, least_moved
 from symcompile.planner.decisions import BatchPlan, LatticePlan, MixPlan, Schedule, SumPlan
-from symcompile.planner.lattice import NODE_LIMIT, Lattice
-from symcompile.planner.search import AUTO_EDGE_LIMIT, cost_of
-from symcompile.spec import Label, format_path
+from symcompile.planner.search import cost_of
+from symcompile.planner.told import gap, gave_way, told
+from symcompile.spec import Label
 from symcompile.weights import Schema
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Figures", "PlanInfo", "Step", "plan_info"]
 
 _SHOWN = 40
-"""Most steps, or decisions, that `str` and `explain` print."""
+"""Most steps that `str` prints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +164,7 @@ class PlanInfo:
         does not say that no plan is better: what a choice does to sums, mixes and copies elsewhere
         has no price in the lattice. `lower_bound` is what no plan can beat.
         """
-        return all(_gap(plan) <= 1e-9 for plan in self.decisions)
+        return all(gap(plan) <= 1e-9 for plan in self.decisions)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: figures, signatures, steps and decisions."""
@@ -218,23 +217,7 @@ class PlanInfo:
         Tensors of one kind share their decisions and are told together. Scores of one decision
         that differ are printed with enough digits to tell them apart, up to nine.
         """
-        lines = [_gave_way(self)] if self.asked != self.minimize else []
-        lines += _explained(self.decisions, self.optimize)
-        lines += map(_mix_explained, self.mixes)
-        lines += map(_batch_explained, self.batches)
-        lines += map(_sum_explained, self.sums)
-        if self.schedule is not None:
-            proof = (
-                "the least of any order of these ops"
-                if self.schedule.exact
-                else "the least of three orders tried: as given, output by output, and always next "
-                "the op after which least is alive"
-            )
-            lines.append(
-                f"schedule: peak {self.schedule.peak:,} entries, {proof}; "
-                f"else {self.schedule.before:,} in the order given"
-            )
-        return "\n".join(lines)
+        return "\n".join(told(self))
 
     def _summary(self) -> Iterator[str]:
         yield (
@@ -252,7 +235,7 @@ class PlanInfo:
             word = "each proven to cost least in its lattice" if self.proven else "best found"
             yield f"  reductions and spreads: {word}"
         if self.asked != self.minimize:
-            yield f"  {_gave_way(self)}"
+            yield f"  {gave_way(self)}"
         if self.assumed:
             names = ", ".join(f"{label!a:.40}" for label, _ in self.assumed[:6])
             more = f" and {len(self.assumed) - 6} more" if len(self.assumed) > 6 else ""
@@ -373,14 +356,6 @@ def _cell(value: float | int | None) -> str:
     return f"{value:,}"
 
 
-def _gap(plan: LatticePlan) -> float:
-    """How far a choice may be from the best, relative; infinite if nothing was proven."""
-    cost = cost_of(plan.lattice, plan.choice)
-    if plan.choice.bound is None:
-        return float("inf")
-    return (cost - plan.choice.bound) / cost if cost else 0.0
-
-
 def _as_dict(plan: LatticePlan) -> dict[str, Any]:
     return {
         "kind": plan.kind,
@@ -390,33 +365,6 @@ def _as_dict(plan: LatticePlan) -> dict[str, Any]:
         "bound": plan.choice.bound,
         "parents": [[str(child), str(parent)] for child, parent in plan.parents.items()],
     }
-
-
-def _gave_way(info: PlanInfo) -> str:
-    return f"no plan for least {info.asked} fits memory_limit: planned for least {info.minimize}"
-
-
-def _explained(decisions: Sequence[LatticePlan], optimize: str) -> Iterator[str]:
-    alike: dict[tuple[str, int], list[LatticePlan]] = {}
-    for plan in decisions:
-        alike.setdefault((plan.kind, id(plan.lattice)), []).append(plan)
-    for (kind, _), plans in alike.items():
-        first = plans[0]
-        names = ", ".join(format_path(plan.path) for plan in plans[:3])
-        more = f" and {len(plans) - 3} alike" if len(plans) > 3 else ""
-        gap = _gap(first)
-        proof = _unproven(first.lattice, optimize)
-        if gap < float("inf"):
-            proof = f"within {max(gap, 0.0):.2g} of the least cost in its lattice"
-        yield f"{kind} {names}{more} {first.lattice.labels!a}: {first.choice.method}, {proof}"
-        yield from _alternatives(first)
-
-
-def _mix_explained(plan: MixPlan) -> str:
-    cost, *others = _apart([score for _, score in plan.scores])
-    forms = [form for form, _ in plan.scores[1:]]
-    told = ", ".join(f"{form} {score}" for form, score in zip(forms, others, strict=True))
-    return f"mix {plan.weight}: {plan.chosen} {cost}" + (f"; else {told}" if told else "")
 
 
 def _sums(program: Program, sizes: dict[Label, int]) -> Iterator[SumPlan]:
@@ -430,72 +378,3 @@ def _sums(program: Program, sizes: dict[Label, int]) -> Iterator[SumPlan]:
             weight = base.weight if isinstance(base, Mix) else None
             entries = prod(sizes[label] for label in kind.labels) * kind.width
             yield SumPlan(weight, len(op.args), entries)
-
-
-def _sum_explained(plan: SumPlan) -> str:
-    if plan.weight is None:
-        return (
-            f"sum of {plan.terms} terms: a new array of {plan.entries:,} entries; no mix makes a "
-            "product for it alone that all terms can be added to"
-        )
-    return (
-        f"sum of {plan.terms} terms: added in place to the product of {plan.weight}; "
-        f"else a new array of {plan.entries:,} entries"
-    )
-
-
-def _batch_explained(plan: BatchPlan) -> str:
-    (_, taken), (other, left) = plan.scores
-    cost, score = _apart([taken, left])
-    names = ", ".join(plan.weights[:3])
-    more = f" and {len(plan.weights) - 3} more" if len(plan.weights) > 3 else ""
-    why = f" ({plan.reason})" if plan.reason else ""
-    return f"mixes {names}{more}: {plan.chosen} {cost}{why}; else {other} {score}"
-
-
-def _unproven(lattice: Lattice, optimize: str) -> str:
-    """Why nothing was proven, where a limit of size is the reason."""
-    if lattice.partial:
-        return f"nothing proven: of {NODE_LIMIT:,} half-diagrams and more only those needed count"
-    if optimize == "auto" and len(lattice.edges) > AUTO_EDGE_LIMIT:
-        return (
-            f"nothing proven: {len(lattice.edges):,} edges, and auto tries the integer program up "
-            f"to {AUTO_EDGE_LIMIT:,}"
-        )
-    return "nothing proven"
-
-
-def _apart(scores: Sequence[float]) -> list[str]:
-    """Scores as text, with as many digits as tell them apart, at least three.
-
-    Past nine digits scores are the same sum in another order.
-    """
-    same = {f"{score:.9g}" for score in scores}
-    for digits in range(3, 10):
-        told = [f"{score:.{digits}g}" for score in scores]
-        if len(set(told)) == len(same):
-            break
-    return told
-
-
-def _alternatives(plan: LatticePlan) -> Iterator[str]:
-    lattice, chosen = plan.lattice, dict(plan.choice.parents)
-    verb = "from" if plan.kind == "reduce" else "to"
-
-    def name(half: HalfDiagram) -> str:
-        return "the tensor" if half.is_identity else str(half)
-
-    for child, parent in list(chosen.items())[:_SHOWN]:
-        options = [edge for edge in lattice.edges if edge.child == child]
-        cost = next(edge.cost for edge in options if edge.parent == parent)
-        others = [edge for edge in options if edge.parent != parent][:2]
-        mine, *scores = _apart([cost, *(edge.cost for edge in others)])
-        names = [name(lattice.nodes[edge.parent]) for edge in others]
-        told = ", ".join(f"{one} {score}" for one, score in zip(names, scores, strict=True))
-        helper = "" if child in lattice.needed else " (helper)"
-        yield (
-            f"  {lattice.nodes[child]}{helper} {verb} {name(lattice.nodes[parent])} {mine}"
-            f"{'; else ' + told if told else ''}"
-        )
-    if len(chosen) > _SHOWN:
-        yield f"  and {len(chosen) - _SHOWN} more"
