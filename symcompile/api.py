@@ -265,6 +265,7 @@ def compile_spec(
         replace(objective, minimize=done.minimize or minimize),
         program,
         decisions,
+        done.fills,
         done.mixes,
         done.batches,
         done.schedule,
@@ -369,7 +370,7 @@ def _dtype_name(dtype: Any) -> str | None:
 
 def _check_name(name: str) -> None:
     taken = {"nn", "torch", "jax", "jnp", "Mapping", "ShapeError"}
-    taken |= {"SCALES", "STACKS", "TENSORS", "WEIGHTS"}
+    taken |= {"FILLED", "SCALES", "STACKS", "TENSORS", "WEIGHTS"}
     if (
         not isinstance(name, str)
         or not name.isidentifier()

@@ -44,6 +44,7 @@ COPIES = {aten.cat, aten.clone, aten._to_copy, aten.copy_}
 FILLS = {aten.new_zeros, aten.zeros, aten.ones, aten.zero_, aten.fill_}
 SUMS = {aten.mean, aten.sum}
 PRODUCTS = {aten.mm, aten.bmm}
+PLACED = {aten.index_put_}
 ADDS = {aten.add, aten.add_, aten.div}
 
 
@@ -71,18 +72,21 @@ class Meter(TorchDispatchMode):
         if isinstance(result, torch.Tensor) and kind not in VIEWS:
             inputs = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
             read = 0 if kind in FILLS else sum(map(stored, inputs))
+            written = result.numel()
+            if kind in PLACED:
+                read, written = placed(*args)
             flops = operations(kind, inputs, result)
             self.tally.read += read
-            self.tally.written += result.numel()
+            self.tally.written += written
             self.tally.flops += flops
             self.tally.launches += 1
-            self.log.append((str(kind), read, result.numel(), flops))
+            self.log.append((str(kind), read, written, flops))
         return result
 
 
 def operations(kind: Any, inputs: list[torch.Tensor], result: torch.Tensor) -> int:
     """A multiply-add is two, adding and averaging one for every entry."""
-    if kind in FILLS | COPIES:
+    if kind in FILLS | COPIES | PLACED:
         return 0
     if kind in SUMS:
         return stored(inputs[0])
@@ -91,6 +95,12 @@ def operations(kind: Any, inputs: list[torch.Tensor], result: torch.Tensor) -> i
     if kind in ADDS:
         return result.numel()
     raise AssertionError(f"no rule for {kind}")
+
+
+def placed(whole: torch.Tensor, places: list[torch.Tensor], values: torch.Tensor) -> Any:
+    """Entries read and written when values go to their places; a place is as long as two."""
+    (index,) = places
+    return values.numel() + index.nbytes // whole.element_size(), values.numel()
 
 
 def stored(tensor: torch.Tensor) -> int:

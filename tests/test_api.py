@@ -202,6 +202,7 @@ def test_stages_are_kept_when_asked_for():
         "share_equal",
         "mix_before_spread",
         "share_reductions",
+        "fill_mixes",
         "form_mixes",
         "sum_before_spread",
         "sum_in_place",

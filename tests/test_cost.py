@@ -146,6 +146,7 @@ KERNELS = {
     "aten::copy_",
     "aten::zero_",
     "aten::fill_",
+    "aten::index_put_",
 }
 """What PyTorch's profiler calls operations that run a kernel; everything else only looks."""
 

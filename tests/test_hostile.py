@@ -106,7 +106,13 @@ FUNCTIONS = {
             "_mean",
             "_product",
             "_exporting",
-            "_stack",
+            "_flat",
+            "_fill",
+            "_places",
+            "flatten",
+            "view",
+            "arange",
+            "index_put_",
             "_side_by_side",
             "_lay_out",
             "_apply",
@@ -354,7 +360,7 @@ def test_deeper_trees_are_refused() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bad_labels_of_equal_size(backend: str) -> None:
-    names = [*HOSTILE, *CODE, "stack_0", "STACKS"][-12:]
+    names = [*HOSTILE, *CODE, "stack_0", "STACKS", "filled", "filled_0", "FILLED"][-14:]
     spec = [(one, two) for one, two in itertools.pairwise(names)]
     sizes = dict.fromkeys(names, 2)
     layer = sc.compile(spec, in_channels=1, out_channels=1, backend=backend, sizes=sizes)

@@ -44,6 +44,7 @@ from symcompile.passes import (
     sum_in_place,
 )
 from symcompile.passes.batch import batch_mixes, plan_batches
+from symcompile.passes.fill import fill_mixes, plan_fills
 from symcompile.passes.mixes import APART, FORMS, form_mixes, plan_mixes
 from symcompile.passes.schedule import plan_schedule, reorder
 from symcompile.planner.decisions import plan_lattices
@@ -62,6 +63,7 @@ SPECS = {
     "twice_read": ({"x": (0,)}, {"y": (), "z": (0,)}, {}, "mean"),
     "graph": ({"w": ("n", "n")}, None, {}, "mean"),
     "graph_of_two": ({"w": ("n", "n")}, None, {"n": 2}, "mean"),
+    "small": ({"w": ("n", "n"), "u": ("n",), "v": ("n",)}, None, {"n": 2}, "mean"),
     "dense": ({"kernel": (0, 1), "bias": (1,)}, None, {0: 784, 1: 512}, "mean"),
     "summed": ({"x": (0, 1)}, {"y": (1, 0)}, {}, "sum"),
     "invariant": ({"w": (0, 0)}, (), {}, "mean"),
@@ -97,6 +99,11 @@ def shared_reductions(program):
     return share_reductions(program, {plan.tensor: plan.parents for plan in plans})
 
 
+def filled(program):
+    """`fill_mixes` as it is planned."""
+    return fill_mixes(program, plan_fills(program, objective_of(program)))
+
+
 def formed_mixes(program):
     """`form_mixes` as it is planned."""
     return form_mixes(program, plan_mixes(program, objective_of(program)))
@@ -123,6 +130,7 @@ PASSES = {
     "share_equal": share_equal,
     "mix_before_spread": mix_before_spread,
     "share_reductions": shared_reductions,
+    "fill_mixes": filled,
     "form_mixes": formed_mixes,
     "sum_before_spread": summed_spreads,
     "sum_in_place": sum_in_place,
@@ -137,10 +145,11 @@ def run_passes(program):
 
 
 every_pass = pytest.mark.parametrize("transform", PASSES.values(), ids=PASSES)
-# The reference program of a pair spreads one mean for both outputs.
+# These reference programs spread one mean for several outputs.
+TWO_OUTPUTS = [("pair", "reference"), ("small", "reference")]
 every_program = pytest.mark.parametrize(
     ("name", "how"),
-    [(name, how) for name in SPECS for how in LOWER if (name, how) != ("pair", "reference")],
+    [(name, how) for name in SPECS for how in LOWER if (name, how) not in TWO_OUTPUTS],
 )
 
 
@@ -151,6 +160,7 @@ SHOWN = {
     "share_equal": ("twice_read", "reference"),
     "mix_before_spread": ("set", "reference"),
     "share_reductions": ("graph", "factored"),
+    "fill_mixes": ("small", "factored"),
     "form_mixes": ("transposed", "factored"),
     "sum_before_spread": ("graph", "factored"),
     "sum_in_place": ("graph", "factored"),
@@ -203,7 +213,7 @@ def test_a_pass_keeps_the_meaning(transform, name, how):
     program = lowered(name, how)
     after = verify(transform(program))
     assert diagrams_of(after) == diagrams_of(program)
-    assert replace(after, ops=(), in_place=False) == replace(program, ops=())
+    assert replace(after, ops=(), in_place=False, filled=()) == replace(program, ops=())
 
 
 @every_pass
@@ -444,7 +454,14 @@ WRONG = [
 ]
 
 
-PLANTED = ["share_equal", "share_reductions", "form_mixes", "sum_before_spread", "reorder"]
+PLANTED = [
+    "share_equal",
+    "share_reductions",
+    "fill_mixes",
+    "form_mixes",
+    "sum_before_spread",
+    "reorder",
+]
 
 
 def plant(monkeypatch, wrong, name):

@@ -5,11 +5,12 @@ In: a `Compiled`. Out: a file that imports jax alone and defines two pure functi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from symcompile.codegen import Compiled, Embedding, write_parts
 from symcompile.codegen.layout import wrapped
 from symcompile.codegen.template import block, header, reading, scales_table, tensors_table
+from symcompile.ir import Block
 
 __all__ = ["emit"]
 
@@ -135,6 +136,17 @@ def _equal(order, *groups):
     return result[..., None]
 '''
 
+_FILLED = '''
+
+def _filled(shape, *blocks):
+    """A matrix of blocks (part of a weight, its row, its column), zero elsewhere."""
+    whole = jnp.zeros(shape, blocks[0][0].dtype)
+    for part, row, col in blocks:
+        rows, cols = part.shape
+        whole = whole.at[row : row + rows, col : col + cols].set(part)
+    return whole
+'''
+
 _TAKEN = {
     "SCALES",
     "ShapeError",
@@ -157,6 +169,9 @@ def emit(compiled: Compiled) -> str:
     shapes = compiled.program.weights
     parts = write_parts(compiled, _Jax(), _TAKEN)
     weights = [f"{name} = weights[{name!r}].astype(dtype)" for name, _ in shapes]
+    for filled in compiled.program.filled:
+        blocks = [str(filled.shape), *(_placed(part, dict(shapes)) for part in filled.blocks)]
+        weights.append(f"{filled.name} = _filled{wrapped(blocks, width=40)}")
     if parts.reduces:
         weights.append("wide = jnp.promote_types(dtype, jnp.float32)  # reductions")
     listing = "".join(f"    {name!r}: {shape!r},\n" for name, shape in shapes)
@@ -175,7 +190,16 @@ def emit(compiled: Compiled) -> str:
             "array", "an array", 'hasattr({}, "shape") and hasattr({}, "dtype")', "jnp.asarray({})"
         ),
     )
-    return source + (_ON_DIAGONAL if "_equal(" in source else "")
+    source += _ON_DIAGONAL if "_equal(" in source else ""
+    return source + (_FILLED if compiled.program.filled else "")
+
+
+def _placed(part: Block, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """A part of a weight, and its place in a matrix."""
+    text = part.weight
+    if (part.rows, part.cols) != tuple((0, side) for side in shapes[text]):
+        text += f"[{part.rows[0]}:{part.rows[1]}, {part.cols[0]}:{part.cols[1]}]"
+    return f"({text}, {part.row}, {part.col})"
 
 
 class _Jax:

@@ -60,6 +60,7 @@ def run(
     types = types_of(program)
     batch = inputs[0].shape[: inputs[0].ndim - len(program.inputs[0].axes) - 1]
     dtype = inputs[0].dtype
+    weights = {**weights, **_filled(program, weights)}
     values: list[Array] = []
     outputs: dict[int, Array] = {}
     for number, op in enumerate(program.ops):
@@ -78,6 +79,17 @@ def run(
                 value = _step(op, args, labels, shape, program.reduce, weights)
         values.append(value)
     return [outputs[tensor] for tensor in range(len(program.outputs))]
+
+
+def _filled(program: Program, weights: Mapping[str, Array]) -> dict[str, Array]:
+    """The matrices that are put together from weights."""
+    found = {}
+    for filled in program.filled:
+        found[filled.name] = np.zeros(filled.shape, weights[filled.weights[0]].dtype)
+        for block in filled.blocks:
+            part = weights[block.weight][slice(*block.rows), slice(*block.cols)]
+            found[filled.name][slice(*block.down), slice(*block.across)] = part
+    return found
 
 
 def _step(

@@ -6,12 +6,14 @@ In: a `Compiled`. Out: a file that imports torch alone and defines one module cl
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import astuple
 
 from symcompile.codegen import Batching, Compiled, Embedding, write_parts
 from symcompile.codegen.layout import wrapped
-from symcompile.codegen.stacks import stacks_of
+from symcompile.codegen.stacks import poured_of, stacks_of
 from symcompile.codegen.template import block, header, reading, scales_table, tensors_table
+from symcompile.ir import Filled
 
 __all__ = ["emit"]
 
@@ -119,22 +121,25 @@ _LAY_OUT = '''\
         return self
 
     def _lay_out(self):
-        """Put the weights of every stack side by side in memory, if plain parameters."""
+        """Put weights that are read at once side by side in memory, if plain parameters."""
         for names in STACKS:
             parts = [self._parameters.get(name) for name in names]
             plain = all(type(part) is nn.Parameter for part in parts)
             if plain and not _side_by_side(parts):
-                whole = torch.stack([part.detach() for part in parts])
-                for part, new in zip(parts, whole):
-                    part.data = new
-
+                whole = torch.cat([part.detach().flatten() for part in parts])
+                for part, new in zip(parts, whole.split([part.numel() for part in parts])):
+                    part.data = new.view(part.shape)
 '''
 
-_STACK = '''\
-def _stack(*parts):
-    """torch.stack(parts), without a copy where they lie side by side already."""
+_FILLED_PLACES = """\
+        self._places = _places(self)
+"""
+
+_FLAT = '''\
+def _flat(*parts):
+    """The entries of all parts in a row, without a copy where they lie side by side already."""
     if torch.compiler.is_compiling() or not _side_by_side(parts):
-        return torch.stack(parts)
+        return torch.cat([part.reshape(-1) for part in parts])
     return _SideBySide.apply(*parts)
 
 
@@ -142,12 +147,12 @@ def _side_by_side(parts):
     """True of parameters that follow each other in one storage."""
     if not all(type(part) is nn.Parameter and part.is_contiguous() for part in parts):
         return False
-    storage = parts[0].untyped_storage().data_ptr()
-    start, step = parts[0].data_ptr(), parts[0].nbytes
-    return all(
-        part.data_ptr() == start + place * step and part.untyped_storage().data_ptr() == storage
-        for place, part in enumerate(parts)
-    )
+    storage, place = parts[0].untyped_storage().data_ptr(), parts[0].data_ptr()
+    for part in parts:
+        if part.data_ptr() != place or part.untyped_storage().data_ptr() != storage:
+            return False
+        place += part.nbytes
+    return True
 
 
 class _SideBySide(torch.autograd.Function):
@@ -155,21 +160,51 @@ class _SideBySide(torch.autograd.Function):
 
     @staticmethod
     def forward(*parts):
-        first = parts[0].detach()
-        shape, strides = (len(parts), *first.shape), (first.numel(), *first.stride())
-        return first.as_strided(shape, strides)
+        return parts[0].detach().as_strided((sum(part.numel() for part in parts),), (1,))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        pass
+        ctx.shapes = [part.shape for part in inputs]
 
     @staticmethod
     def backward(ctx, grad):
-        return grad.unbind(0)
+        parts = grad.split([shape.numel() for shape in ctx.shapes])
+        return tuple(part.view(shape) for part, shape in zip(parts, ctx.shapes))
 
     @staticmethod
     def vmap(info, in_dims, *parts):
         return _SideBySide.apply(*parts), None  # parameters: a batch of them is none
+
+
+'''
+
+_FILL = '''\
+def _fill(layer, entries, size):
+    """Entries at their places, zeros elsewhere."""
+    places = layer._places
+    if places.device != entries.device:  # a layer on the meta device was loaded
+        places = places.to(entries.device)
+        if not torch.compiler.is_compiling():
+            layer._places = places
+    return entries.new_zeros(size).index_put_((places,), entries)
+
+
+def _places(layer):
+    """The place of every entry of `STACKS[-1]` in the matrices of `FILLED`, one after another."""
+    weights = [(name, getattr(layer, name)) for name in STACKS[-1]]
+    places = {
+        name: torch.empty(weight.shape, dtype=torch.long, device="cpu") for name, weight in weights
+    }
+    start = 0
+    for (rows, cols), blocks in FILLED:
+        for name, (top, bottom), (left, right), row, col in blocks:
+            down = start + cols * torch.arange(row, row + bottom - top, device="cpu")
+            across = torch.arange(col, col + right - left, device="cpu")
+            places[name][top:bottom, left:right] = down[:, None] + across
+        start += rows * cols
+    flat = torch.cat([places[name].flatten() for name, _ in weights])
+    device = weights[0][1].device
+    return flat if device.type == "meta" else flat.to(device)
 
 
 '''
@@ -212,6 +247,7 @@ _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling
 '''
 
 _TAKEN = {
+    "FILLED",
     "SCALES",
     "STACKS",
     "ShapeError",
@@ -227,14 +263,15 @@ _TAKEN = {
 
 def emit(compiled: Compiled) -> str:
     """The layer's source; the same bytes for the same spec and options."""
-    shapes = dict(compiled.program.weights)
-    stacks = stacks_of(compiled.program)
+    program = compiled.program
+    shapes, stacks, poured = dict(program.weights), stacks_of(program), poured_of(program)
     parts = write_parts(compiled, _Torch(), _TAKEN | {compiled.name})
-    stacked = {name for names in stacks.values() for name in names}
+    stacked = {name for names in stacks.values() for name in names}.union(poured)
     weights = [f"{name} = self.{name}.to(dtype)" for name in shapes if name not in stacked]
     for stack, names in stacks.items():
-        parts_of = wrapped([f"self.{name}" for name in names], width=40)
-        weights.append(f"{stack} = _stack{parts_of}.to(dtype)")
+        shape = (len(names), *shapes[names[0]])
+        weights.append(f"{stack} = {_flat(names)}.view{shape}")
+    weights += _filled(program.filled, poured)
     if parts.reduces:
         weights.append("wide = torch.promote_types(dtype, torch.float32)  # reductions")
     default = ""
@@ -254,10 +291,11 @@ def emit(compiled: Compiled) -> str:
             8,
         ),
         first=next(iter(shapes)),
-        stacks=_stacks_table(stacks),
-        lay_out=_LAY_OUT if stacks else "",
-        laid_out="        self._lay_out()\n" if stacks else "",
-        side_by_side=_STACK if stacks else "",
+        stacks=_stacks_table([*stacks.values(), poured] if poured else [*stacks.values()])
+        + _filled_table(program.filled),
+        lay_out=_lay_out(bool(stacks), bool(poured)),
+        laid_out="        self._lay_out()\n" if stacked else "",
+        side_by_side=(_FLAT if stacked else "") + (_FILL if poured else ""),
         products=_PRODUCT if any("_product(" in line for line in parts.compute) else "",
         means=_MEAN if any("_mean(" in line for line in parts.compute) else "",
         read=block(parts.read, 8),
@@ -269,14 +307,50 @@ def emit(compiled: Compiled) -> str:
     )
 
 
-def _stacks_table(stacks: Mapping[str, Sequence[str]]) -> str:
+def _flat(names: Sequence[str]) -> str:
+    return f"_flat{wrapped([f'self.{name}' for name in names], width=40)}.to(dtype)"
+
+
+def _filled(matrices: Sequence[Filled], poured: Sequence[str]) -> list[str]:
+    """Statements that put all filled matrices together."""
+    if not matrices:
+        return []
+    names, sizes = [m.name for m in matrices], [m.shape[0] * m.shape[1] for m in matrices]
+    lines = [f"filled = _fill(self, {_flat(poured)}, {sum(sizes)})"]
+    # One split for all: a slice each would make a gradient of full size for each.
+    parts = f"filled.split({wrapped([str(size) for size in sizes])})"
+    lines.append(f"{wrapped(names, bare=True)} = {parts}")
+    return lines + [f"{m.name} = {m.name}.view{m.shape}" for m in matrices]
+
+
+def _lay_out(stacks: bool, filled: bool) -> str:
+    if not (stacks or filled):
+        return ""
+    return _LAY_OUT + (_FILLED_PLACES if filled else "") + "\n"
+
+
+def _stacks_table(stacks: Sequence[Sequence[str]]) -> str:
     if not stacks:
         return ""
-    rows = "".join(f"{wrapped([repr(name) for name in names])},\n" for names in stacks.values())
+    rows = "".join(f"{wrapped([repr(name) for name in names])},\n" for names in stacks)
     return f"""
 
-# Weights that are multiplied at once: they lie side by side in memory.
+# Weights that are read at once: they lie side by side in memory.
 STACKS = (
+{textwrap.indent(rows, "    ")})"""
+
+
+def _filled_table(matrices: Sequence[Filled]) -> str:
+    if not matrices:
+        return ""
+    rows = "".join(
+        f"({m.shape}, {wrapped([repr(astuple(block)) for block in m.blocks])}),\n" for m in matrices
+    )
+    return f"""
+
+# Matrices put together from the weights of the last stack, zero elsewhere: shape, then blocks (the
+# weight, the part of it: rows and columns, and the row and column of its first entry).
+FILLED = (
 {textwrap.indent(rows, "    ")})"""
 
 

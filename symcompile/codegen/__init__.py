@@ -5,7 +5,7 @@ from symcompile.codegen.compiled import Compiled
 from symcompile.codegen.dialect import Batching, Dialect, Embedding
 from symcompile.codegen.layer import CompiledLayer
 from symcompile.codegen.load import load_module
-from symcompile.codegen.stacks import stacks_of
+from symcompile.codegen.stacks import poured_of, stacks_of
 from symcompile.codegen.writer import SourceParts, write_parts
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "backend_names",
     "get_backend",
     "load_module",
+    "poured_of",
     "stacks_of",
     "write_parts",
 ]

@@ -104,12 +104,12 @@ class _Writer:
         self.program = compiled.program
         self.dialect = dialect
         self.types = types_of(self.program)
-        self.shapes = dict(self.program.weights)
+        self.shapes = self.program.matrices
         stacks = stacks_of(self.program)
         self.stacks = {weights: stack for stack, weights in stacks.items()}
         self.batches: dict[int, str] = {}  # names of batches of products
         self.members: dict[int, list[_Value]] = {}  # their members
-        reserved = {"batch", "dtype", "leaves", "tuple", "wide", *self.shapes, *stacks}
+        reserved = {"batch", "dtype", "filled", "leaves", "tuple", "wide", *self.shapes, *stacks}
         self.namer = Namer(taken | reserved)
         self.layout = Layout(compiled, dialect, self.namer)
         self.lines: list[str] = []

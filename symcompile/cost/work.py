@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from symcompile.cost.layout import layouts_of, moves_on_the_way_in, moves_on_the_way_out
 from symcompile.cost.polynomial import Polynomial
@@ -34,9 +35,12 @@ from symcompile.ir import (
     types_of,
 )
 
-__all__ = ["Accountant", "Work", "total_work", "work_of"]
+__all__ = ["FILL_LAUNCHES", "Accountant", "Work", "total_work", "work_of"]
 
 _NOTHING = Polynomial()
+
+FILL_LAUNCHES = 2
+"""Kernels that put all filled matrices together: zeros, and the weights' entries among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +92,18 @@ class Accountant:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.types = types_of(program)
-        self.shapes = dict(program.weights)
+        self.shapes = program.matrices
+        self.first = _first_filled(program)
         self.lazy = lazy_axes(program)
         self.layouts = layouts_of(program, [len(kind.labels) for kind in self.types], self.lazy)
         self.owned = ownership(program, self.types, self.lazy)
 
     def works(self) -> tuple[Work, ...]:
-        """The work of every op."""
-        return tuple(self._work(number, op) for number, op in enumerate(self.program.ops))
+        """The work of every op; the first that reads a filled matrix does the work of all."""
+        works = [self._work(number, op) for number, op in enumerate(self.program.ops)]
+        if self.first is not None:
+            works[self.first] = total_work([self._filling(), works[self.first]])
+        return tuple(works)
 
     def storage_of(self, number: int) -> tuple[Polynomial, Polynomial]:
         """Entries an op makes storage for, and entries it needs on top while it runs."""
@@ -189,6 +197,13 @@ class Accountant:
             return matmul
         return total_work([Work(inputs, inputs, _NOTHING, 1), matmul])
 
+    def _filling(self) -> Work:
+        """All filled matrices at once. A place is an integer of eight bytes, two entries long."""
+        whole = sum(prod(filled.shape) for filled in self.program.filled)
+        entries = Polynomial.of((), sum(filled.entries for filled in self.program.filled))
+        zeros = Work(_NOTHING, Polynomial.of((), whole), _NOTHING, 1)
+        return total_work([zeros, Work(entries * 3, entries, _NOTHING, 1)])
+
     def _batch_mix(self, number: int, op: BatchMix, weights: tuple[str, ...]) -> Work:
         copied, result = Polynomial.sum(self._batched(op)), self._whole(number)
         inputs = Polynomial.sum(self._whole(arg) for arg in op.args)
@@ -275,3 +290,11 @@ class Accountant:
     def _onto_diagonal(self, value: int) -> Work:
         stored, placed = self._extent(value), self._whole(value)
         return Work(stored + placed, placed, placed, 1)
+
+
+def _first_filled(program: Program) -> int | None:
+    """The first op that reads a filled matrix."""
+    names = {filled.name for filled in program.filled}
+    return next(
+        (k for k, op in enumerate(program.ops) if isinstance(op, Mix) and op.weight in names), None
+    )

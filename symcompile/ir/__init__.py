@@ -8,6 +8,8 @@ from symcompile.ir.accumulate import Accumulation, accumulations
 from symcompile.ir.batch import batch_behind, grouped
 from symcompile.ir.builder import Builder
 from symcompile.ir.extent import lazy_axes
+from symcompile.ir.filled import Block, Filled
+from symcompile.ir.levels import by_level, levels_of
 from symcompile.ir.meaning import Term, diagrams_of
 from symcompile.ir.ops import (
     Add,
@@ -37,12 +39,14 @@ __all__ = [
     "Accumulation",
     "Add",
     "BatchMix",
+    "Block",
     "Broadcast",
     "Builder",
     "Concat",
     "Const",
     "Diagonal",
     "Embed",
+    "Filled",
     "Input",
     "Mix",
     "Op",
@@ -59,9 +63,11 @@ __all__ = [
     "Type",
     "accumulations",
     "batch_behind",
+    "by_level",
     "diagrams_of",
     "grouped",
     "lazy_axes",
+    "levels_of",
     "ownership",
     "parse_program",
     "print_program",

@@ -47,7 +47,7 @@ def accumulations(program: Program) -> dict[int, Accumulation]:
         return {}
     types, lazy, sources = types_of(program), lazy_axes(program), sources_of(program)
     readers = readers_of(program)
-    shapes = dict(program.weights)
+    shapes = program.matrices
 
     def is_base(arg: int, total: int) -> bool:
         op = program.ops[arg]

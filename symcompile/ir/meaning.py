@@ -16,6 +16,7 @@ from itertools import pairwise
 from symcompile.diagrams import Diagram
 from symcompile.errors import ProgramError
 from symcompile.ir.batch import grouped
+from symcompile.ir.filled import Filled
 from symcompile.ir.ops import (
     Add,
     BatchMix,
@@ -88,7 +89,8 @@ def diagrams_of(program: Program) -> Counter[Term]:
     Raises:
         ProgramError: the program is ill-typed.
     """
-    types, shapes = types_of(program), dict(program.weights)
+    types, shapes = types_of(program), program.matrices
+    filled = {matrix.name: matrix for matrix in program.filled}
     values: list[_Segments] = []
     terms: Counter[Term] = Counter()
     for number, op in enumerate(program.ops):
@@ -107,6 +109,8 @@ def diagrams_of(program: Program) -> Counter[Term]:
                 values.append(_sum(args))
             case Slice(start=start, stop=stop):
                 values.append(_cut(args[0], start, stop))
+            case Mix(weight=weight, rows=rows, cols=cols) if weight in filled:
+                values.append(_mixed_by_blocks(args[0], filled[weight], rows, cols))
             case Mix(weight=weight, rows=rows, cols=cols):
                 values.append(_mixed(args[0], weight, rows[0], cols))
             case BatchMix(weights=weights):
@@ -244,6 +248,30 @@ def _mixed(segments: _Segments, weight: str, row: int, cols: tuple[int, int]) ->
             total[replace(part, slots=(*part.slots, slot))] += count
         row += width
     return [(cols[1] - cols[0], total)]
+
+
+def _mixed_by_blocks(
+    segments: _Segments, matrix: Filled, rows: tuple[int, int], cols: tuple[int, int]
+) -> _Segments:
+    edges = {edge for block in matrix.blocks for edge in block.across}
+    cuts = sorted({*cols, *(edge for edge in edges if cols[0] < edge < cols[1])})
+    result: _Segments = []
+    for start, stop in pairwise(cuts):
+        total: Counter[_Part] = Counter()
+        for block in matrix.blocks:
+            if not block.across[0] <= start < block.across[1]:
+                continue
+            low, high = max(rows[0], block.down[0]), min(rows[1], block.down[1])
+            first = start - block.col + block.cols[0]
+            for _, parts in _mixed(
+                _cut(segments, low - rows[0], high - rows[0]),
+                block.weight,
+                low - block.row + block.rows[0],
+                (first, first + stop - start),
+            ):
+                total.update(parts)
+        result.append((stop - start, total))
+    return result
 
 
 def _whole(segments: _Segments) -> Counter[_Part]:

@@ -12,6 +12,7 @@ from math import prod
 
 from symcompile.errors import ProgramError
 from symcompile.ir.batch import grouped
+from symcompile.ir.filled import Filled, faults_of
 from symcompile.ir.ops import (
     Add,
     BatchMix,
@@ -48,6 +49,7 @@ class Program:
         reduce: "mean" or "sum", what every `reduce` op does.
         in_place: True if large sums are accumulated into the product of a mix, where they can be
             (`accumulations`).
+        filled: matrices put together from weights.
     """
 
     ops: tuple[Op, ...]
@@ -57,11 +59,17 @@ class Program:
     sizes: tuple[tuple[Label, int], ...] = ()
     reduce: str = "mean"
     in_place: bool = False
+    filled: tuple[Filled, ...] = ()
 
     def __str__(self) -> str:
         from symcompile.ir.text import print_program
 
         return print_program(self)
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name of all that mixes read: weights, and what is put together from them."""
+        return dict(self.weights) | {filled.name: filled.shape for filled in self.filled}
 
     @property
     def weight_count(self) -> int:
@@ -76,7 +84,7 @@ def types_of(program: Program) -> tuple[Type, ...]:
         ProgramError: an op reads a value not yet defined, or its operands do not fit it.
     """
     types: list[Type] = []
-    shapes = dict(program.weights)
+    shapes = program.matrices
     for number, op in enumerate(program.ops):
         if any(not 0 <= arg < number for arg in op.args):
             raise ProgramError(f"op %{number} {op}: reads a value that no earlier op defines")
@@ -105,6 +113,12 @@ def verify(program: Program) -> Program:
             )
     if program.reduce not in ("mean", "sum"):
         raise ProgramError(f"reduce is {program.reduce!r}, expected 'mean' or 'sum'")
+    shapes = dict(program.weights)
+    for filled in program.filled:
+        for fault in faults_of(filled, shapes):
+            raise ProgramError(f"matrix {filled.name!r}: {fault}")
+    if len(program.matrices) < len(program.weights) + len(program.filled):
+        raise ProgramError("two matrices have one name")
     used = {arg for op in program.ops for arg in op.args}
     for number, op in enumerate(program.ops):
         if number in used and isinstance(op, Output):

@@ -16,13 +16,17 @@ __all__ = ["sources_of"]
 def sources_of(program: Program) -> tuple[int, ...]:
     """Per value, the inputs and weights it is made from, as bits."""
     names = {name: 1 << place for place, (name, _) in enumerate(program.weights)}
+    for filled in program.filled:
+        names[filled.name] = 0
+        for weight in filled.weights:
+            names[filled.name] |= names[weight]
     found: list[int] = []
     for op in program.ops:
         bits = 0
         for arg in op.args:
             bits |= found[arg]
         if isinstance(op, Input):
-            bits |= 1 << (len(names) + op.tensor)
+            bits |= 1 << (len(program.weights) + op.tensor)
         elif isinstance(op, Mix):
             bits |= names[op.weight]
         elif isinstance(op, BatchMix):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import astuple, fields
 from math import prod
 from typing import Any
 
 from symcompile.errors import ProgramError
+from symcompile.ir.filled import Block, Filled
 from symcompile.ir.ops import OPS, Op
 from symcompile.ir.program import Program, types_of
 from symcompile.ir.types import Tensor, Type
@@ -32,6 +33,10 @@ def print_program(program: Program) -> str:
             for t in tensors
         ]
     lines += [f"weight(name={name!r}, shape={shape!r})" for name, shape in program.weights]
+    lines += [
+        f"filled(name={m.name!r}, shape={m.shape!r}, blocks={tuple(map(astuple, m.blocks))!r})"
+        for m in program.filled
+    ]
     sizes = dict(program.sizes)
     body = [
         (f"v{number} = {_op_text(op)}", format_type(kind, sizes))
@@ -52,6 +57,7 @@ def parse_program(text: str) -> Program:
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
     weights: list[tuple[str, tuple[int, ...]]] = []
+    filled: list[Filled] = []
     ops: list[Op] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -70,6 +76,9 @@ def parse_program(text: str) -> Program:
                 }
             elif name == "weight":
                 weights.append((str(values["name"]), tuple(values["shape"])))
+            elif name == "filled":
+                blocks = tuple(Block(*block) for block in values["blocks"])
+                filled.append(Filled(str(values["name"]), tuple(values["shape"]), blocks))
             else:
                 tensors = {"input": inputs, "output": outputs}[name]
                 axes = _axes_of(values["axes"])
@@ -87,6 +96,7 @@ def parse_program(text: str) -> Program:
         header.get("sizes", ()),
         header.get("reduce", "mean"),
         header.get("in_place", False),
+        tuple(filled),
     )
 
 

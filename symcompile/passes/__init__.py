@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from symcompile.cost.objective import Objective
 from symcompile.errors import PlanError, ProgramError
 from symcompile.ir import Program, diagrams_of, verify
 from symcompile.passes.batch import batch_mixes, plan_batches
+from symcompile.passes.fill import fill_mixes, plan_fills
 from symcompile.passes.hoist import mix_before_spread
 from symcompile.passes.mixes import MixPlan, form_mixes, plan_mixes
 from symcompile.passes.reductions import needed_reductions, share_reductions
@@ -21,12 +23,13 @@ from symcompile.passes.schedule import plan_schedule, reorder
 from symcompile.passes.share import share_equal
 from symcompile.passes.spreads import needed_spreads, sum_before_spread
 from symcompile.planner.bound import least_held
-from symcompile.planner.decisions import BatchPlan, LatticePlan, Schedule, plan_lattices
+from symcompile.planner.decisions import BatchPlan, FillPlan, LatticePlan, Schedule, plan_lattices
 from symcompile.planner.search import Planner
 
 __all__ = [
     "Optimized",
     "batch_mixes",
+    "fill_mixes",
     "mix_before_spread",
     "needed_reductions",
     "needed_spreads",
@@ -39,6 +42,8 @@ __all__ = [
 
 Pass = Callable[[Program], Program]
 
+_NO_ROOM = "for memory_limit: what is mixed at once is alive at once"
+
 
 @dataclass(frozen=True, slots=True)
 class Optimized:
@@ -47,6 +52,7 @@ class Optimized:
     Attributes:
         stages: (name, program): as lowered, then after every pass.
         reductions, spreads: what the planner decided, per input and per output.
+        fills: which dense pieces are blocks of one matrix.
         mixes: how each stack of features is mixed.
         batches: which mixes of equal size are computed at once.
         schedule: the order of ops.
@@ -56,6 +62,7 @@ class Optimized:
     stages: tuple[tuple[str, Program], ...]
     reductions: tuple[LatticePlan, ...]
     spreads: tuple[LatticePlan, ...]
+    fills: tuple[FillPlan, ...] = ()
     mixes: tuple[MixPlan, ...] = ()
     batches: tuple[BatchPlan, ...] = ()
     schedule: Schedule | None = None
@@ -72,9 +79,9 @@ def optimize(
 ) -> Optimized:
     """Share, mix early, reduce and spread as the planner says, and order for little memory.
 
-    If the plan holds more than `memory_limit`, what is mixed at once is mixed one by one; if that
-    is not enough, the plan is made for least peak, then for least bytes. The first that fits is
-    taken.
+    If the plan holds more than `memory_limit`, mixes are no longer batched, then pieces no longer
+    filled up to one matrix; if that is not enough, the plan is made for least peak, then for least
+    bytes. The first that fits is taken.
 
     With SYMCOMPILE_VERIFY=1 in the environment every stage is type-checked and its `diagrams_of`
     compared with that of the stage before.
@@ -87,12 +94,14 @@ def optimize(
             within `memory_limit`.
         ProgramError: a verified pass changed what the program computes.
     """
-    done = _planned(program, planner, objective, batches=True)
+    done = _planned(program, planner, objective)
     if memory_limit is None or _peak(done, objective) <= memory_limit:
         return done
     tried = [done]
-    for minimize in dict.fromkeys((objective.minimize, "peak", "bytes")):
-        done = _planned(program, planner, replace(objective, minimize=minimize), batches=False)
+    goals = dict.fromkeys((objective.minimize, "peak", "bytes"))
+    for minimize, fills in product(goals, (True, False)):
+        goal = replace(objective, minimize=minimize)
+        done = _planned(program, planner, goal, batches=False, fills=fills)
         if _peak(done, objective) <= memory_limit:
             return done
         tried.append(done)
@@ -100,9 +109,14 @@ def optimize(
 
 
 def _planned(
-    program: Program, planner: Planner, objective: Objective, *, batches: bool
+    program: Program,
+    planner: Planner,
+    objective: Objective,
+    *,
+    batches: bool = True,
+    fills: bool = True,
 ) -> Optimized:
-    """All passes for one objective; without `batches` every mix is computed on its own."""
+    """All passes for one objective, with or without batched mixes and filled matrices."""
     run = _Run(program)
     run.apply(share_equal)
     run.apply(mix_before_spread)
@@ -110,6 +124,10 @@ def _planned(
     reductions = plan_lattices("reduce", needed, program.inputs, planner, objective)
     parents = {plan.tensor: plan.parents for plan in reductions}
     run.apply(lambda stage: share_reductions(stage, parents), "share_reductions")
+    covers = plan_fills(run.program, objective)
+    if not fills:
+        covers = tuple(plan.one_by_one(_NO_ROOM) for plan in covers)
+    run.apply(lambda stage: fill_mixes(stage, covers), "fill_mixes")
     mixes = plan_mixes(run.program, objective)
     run.apply(lambda stage: form_mixes(stage, mixes), "form_mixes")
     landed = needed_spreads(run.program)
@@ -119,23 +137,12 @@ def _planned(
     run.apply(sum_in_place)
     groups = plan_batches(run.program, objective)
     if not batches:
-        groups = tuple(map(_separate, groups))
+        groups = tuple(plan.one_by_one(_NO_ROOM) for plan in groups)
     run.apply(lambda stage: batch_mixes(stage, groups), "batch_mixes")
     schedule = plan_schedule(run.program, objective)
     run.apply(lambda stage: reorder(stage, schedule.order), "schedule")
     return Optimized(
-        tuple(run.stages), reductions, spreads, mixes, groups, schedule, objective.minimize
-    )
-
-
-def _separate(plan: BatchPlan) -> BatchPlan:
-    if plan.chosen == "separate":
-        return plan
-    return replace(
-        plan,
-        chosen="separate",
-        scores=tuple(sorted(plan.scores, key=lambda score: score[0] != "separate")),
-        reason="for memory_limit: what is mixed at once is alive at once",
+        tuple(run.stages), reductions, spreads, covers, mixes, groups, schedule, objective.minimize
     )
 
 

@@ -25,7 +25,9 @@ from symcompile.ir import (
     Tensor,
     Type,
     accumulations,
+    by_level,
     lazy_axes,
+    levels_of,
     readers_of,
     types_of,
 )
@@ -65,7 +67,7 @@ def batch_mixes(program: Program, plans: Iterable[BatchPlan]) -> Program:
     member = {number for group in groups for number in group.mixes}
     build = Builder(program)
     place: dict[int, int] = {}
-    for number in _by_level(program):
+    for number in by_level(program):
         op = program.ops[number]
         if number in last:
             _emit_batch(build, last[number], place)
@@ -93,13 +95,14 @@ def _groups(program: Program) -> list[_Group]:
     """Mixes of whole matrices, by level and size, in groups of two and more.
 
     A mix that a large sum is accumulated into keeps a product of its own. So does one that is an
-    output by itself: it would have to be copied out of the batch.
+    output by itself: it would have to be copied out of the batch. Filled matrices are put together
+    for one mix each.
     """
-    types, levels, shapes = types_of(program), _levels(program), dict(program.weights)
+    types, levels, shapes = types_of(program), levels_of(program), dict(program.weights)
     sizes = dict(program.sizes)
     alike: dict[object, dict[int, Mix]] = {}
     for number, op in enumerate(program.ops):
-        if isinstance(op, Mix) and types[number].batched:
+        if isinstance(op, Mix) and types[number].batched and op.weight in shapes:
             known = tuple(sizes.get(label) or repr(label) for label in types[number].labels)
             key = (levels[number], known, shapes[op.weight])
             alike.setdefault(key, {})[number] = op
@@ -136,21 +139,6 @@ def _weights_used(program: Program) -> Iterator[str]:
             yield op.weight
         elif isinstance(op, BatchMix):
             yield from op.weights
-
-
-def _levels(program: Program) -> list[int]:
-    """How many mixes lie behind every op."""
-    levels: list[int] = []
-    for op in program.ops:
-        behind = (levels[arg] + isinstance(program.ops[arg], Mix | BatchMix) for arg in op.args)
-        levels.append(max(behind, default=0))
-    return levels
-
-
-def _by_level(program: Program) -> list[int]:
-    """An order in which all mixes of a level come before anything that reads one of them."""
-    levels = _levels(program)
-    return sorted(range(len(program.ops)), key=lambda number: (levels[number], number))
 
 
 def _emit_batch(build: Builder, group: _Group, place: dict[int, int]) -> None:
@@ -197,7 +185,7 @@ def _score(
     )
     names = {*group.weights, *start.weights}
     weights = tuple(weight for weight in program.weights if weight[0] in names)
-    build = Builder(replace(program, ops=(), inputs=inputs, outputs=(), weights=weights))
+    build = Builder(replace(program, ops=(), inputs=inputs, outputs=(), weights=weights, filled=()))
     place = {value: build.input(k) for k, value in enumerate(sources)}
     if behind:
         _emit_batch(build, behind, place)

@@ -321,8 +321,17 @@ def _fragment(
     # The smaller terms, and what is an output by itself.
     inputs += tuple(Tensor((len(sources) + k,), (), width) for k, (width, _) in enumerate(landings))
     outputs = tuple(Tensor((k,), axes, width) for k, (width, _) in enumerate(landings))
-    weights = tuple(weight for weight in program.weights if weight[0] == mix.weight)
-    like = replace(program, ops=(), inputs=inputs, outputs=outputs, weights=weights, in_place=True)
+    filled = tuple(matrix for matrix in program.filled if matrix.name == mix.weight)
+    names = {mix.weight, *(name for matrix in filled for name in matrix.weights)}
+    like = replace(
+        program,
+        ops=(),
+        inputs=inputs,
+        outputs=outputs,
+        weights=tuple(weight for weight in program.weights if weight[0] in names),
+        in_place=True,
+        filled=filled,
+    )
     build = Builder(like)
     place = {value: build.input(k) for k, value in enumerate(sources)}
     for arg in site.stack:

@@ -18,13 +18,13 @@ from symcompile.lower.steps import spread_by
 from symcompile.planner.lattice import relative
 from symcompile.planner.search import Parents
 
-__all__ = ["needed_spreads", "sum_before_spread"]
+__all__ = ["Landing", "landings", "needed_spreads", "sum_before_spread"]
 
 
 def needed_spreads(program: Program) -> dict[int, tuple[HalfDiagram, ...]]:
     """By output: the half-diagrams that something lands on."""
     return {
-        op.tensor: tuple(dict.fromkeys(landing.half for landing in _landings(program, op)))
+        op.tensor: tuple(dict.fromkeys(landing.half for landing in landings(program, op)))
         for op in program.ops
         if isinstance(op, Output)
     }
@@ -43,7 +43,7 @@ def sum_before_spread(program: Program, plans: Mapping[int, Parents]) -> Program
 
 
 @dataclass(frozen=True, slots=True)
-class _Landing:
+class Landing:
     """Value `source` lands on `half`; its axis k is propagating block `axes[k]`."""
 
     source: int
@@ -56,7 +56,7 @@ def _assemble(
 ) -> int:
     labels = program.outputs[op.tensor].labels
     landed: dict[HalfDiagram, list[int]] = {}
-    for landing in _landings(program, op):
+    for landing in landings(program, op):
         order = [landing.axes.index(block) for block in range(len(landing.axes))]
         value = build.transpose(place[landing.source], order)
         landed.setdefault(landing.half, []).append(value)
@@ -73,10 +73,10 @@ def _assemble(
     return build.output(total, op.tensor)
 
 
-def _landings(program: Program, output: Output) -> list[_Landing]:
+def landings(program: Program, output: Output) -> list[Landing]:
     """Every value summed into an output, and the half-diagram it lands on."""
     labels = program.outputs[output.tensor].labels
-    found: list[_Landing] = []
+    found: list[Landing] = []
 
     def walk(value: int, blocks: Blocks, closed: Blocks) -> None:
         op: Op = program.ops[value]
@@ -98,7 +98,7 @@ def _landings(program: Program, output: Output) -> list[_Landing]:
             case _:
                 half = canonical_half(blocks, closed, labels)
                 order = tuple(half.propagating.index(block) for block in blocks)
-                found.append(_Landing(value, half, order))
+                found.append(Landing(value, half, order))
 
     walk(output.args[0], tuple((axis,) for axis in range(len(labels))), ())
     return found

@@ -7,8 +7,8 @@ tensor. Tensors of one kind (same labels, width and needs) are searched once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 from symcompile.cost.objective import Objective
 from symcompile.diagrams import HalfDiagram
@@ -17,7 +17,15 @@ from symcompile.planner.lattice import Lattice, build_lattice
 from symcompile.planner.search import Choice, Parents, Planner, checked, parents_of
 from symcompile.spec import Path
 
-__all__ = ["BatchPlan", "LatticePlan", "MixPlan", "Schedule", "SumPlan", "plan_lattices"]
+__all__ = [
+    "BatchPlan",
+    "FillPlan",
+    "LatticePlan",
+    "MixPlan",
+    "Schedule",
+    "SumPlan",
+    "plan_lattices",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +68,48 @@ class MixPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchPlan:
-    """Whether mixes of equal size are computed at once.
+class _Joint:
+    """Whether several mixes are computed together or one by one.
 
     Attributes:
         weights: names of their weights.
-        chosen: "batched" or "separate".
+        chosen: the form taken.
         scores: (form, score) of both, the chosen one first.
         reason: why the chosen form is not the cheaper one, or empty.
     """
+
+    ONE_BY_ONE: ClassVar[str]
 
     weights: tuple[str, ...]
     chosen: str
     scores: tuple[tuple[str, float], ...]
     reason: str = ""
+
+    def one_by_one(self, reason: str) -> Self:
+        """The same, but for `reason` they are computed one by one whatever that costs."""
+        if self.chosen == self.ONE_BY_ONE:
+            return self
+        return replace(self, chosen=self.ONE_BY_ONE, scores=self.scores[::-1], reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan(_Joint):
+    """Whether mixes of equal size are computed at once: "batched" or "separate"."""
+
+    ONE_BY_ONE: ClassVar[str] = "separate"
+
+
+@dataclass(frozen=True, slots=True)
+class FillPlan(_Joint):
+    """Whether dense pieces of one signature are blocks of one matrix: "filled" or "pieces".
+
+    Attributes:
+        share: the part of the matrix that they fill; the rest is zero.
+    """
+
+    ONE_BY_ONE: ClassVar[str] = "pieces"
+
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

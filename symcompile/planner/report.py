@@ -29,7 +29,14 @@ from symcompile.ir import (
 from symcompile.planner.baseline import baseline
 from symcompile.planner.baseline_peak import baseline_peak
 from symcompile.planner.bound import least_held, least_moved
-from symcompile.planner.decisions import BatchPlan, LatticePlan, MixPlan, Schedule, SumPlan
+from symcompile.planner.decisions import (
+    BatchPlan,
+    FillPlan,
+    LatticePlan,
+    MixPlan,
+    Schedule,
+    SumPlan,
+)
 from symcompile.planner.search import cost_of
 from symcompile.planner.told import gap, gave_way, told
 from symcompile.spec import Label
@@ -104,6 +111,7 @@ class PlanInfo:
         steps: the ops that do work, in order.
         decisions: where each feature is reduced from, and what each part of an output is spread
             through.
+        fills: for pieces of one signature that meet, whether they are blocks of one matrix.
         mixes: for every mix of stacked features, how it is computed.
         batches: for mixes of equal size, whether they are computed at once.
         sums: for every large sum, whether it is accumulated into a mix.
@@ -128,6 +136,7 @@ class PlanInfo:
     lower_bound: Figures
     steps: tuple[Step, ...]
     decisions: tuple[LatticePlan, ...]
+    fills: tuple[FillPlan, ...]
     mixes: tuple[MixPlan, ...]
     batches: tuple[BatchPlan, ...]
     sums: tuple[SumPlan, ...]
@@ -191,6 +200,7 @@ class PlanInfo:
                 [step.text, str(step.moved), str(step.flops), step.launches] for step in self.steps
             ],
             "decisions": [_as_dict(plan) for plan in self.decisions],
+            "fills": [asdict(plan) for plan in self.fills],
             "mixes": [asdict(plan) for plan in self.mixes],
             "batches": [asdict(plan) for plan in self.batches],
             "sums": [asdict(plan) for plan in self.sums],
@@ -248,6 +258,7 @@ def plan_info(
     objective: Objective,
     program: Program,
     decisions: Sequence[LatticePlan] = (),
+    fills: Sequence[FillPlan] = (),
     mixes: Sequence[MixPlan] = (),
     batches: Sequence[BatchPlan] = (),
     schedule: Schedule | None = None,
@@ -266,6 +277,7 @@ def plan_info(
     reductions = sum(isinstance(op, Reduce) for op in program.ops)
     # Without a schedule nothing was planned: the program is the reference, which mixes every map.
     mixed = sum(1 if schedule else len(w.rows) * len(w.columns) for w in matrices)
+    mixed -= sum(len(filled.weights) - 1 for filled in program.filled)
     peak = peak_entries(footprint(program, sizes))
     return PlanInfo(
         optimize=optimize,
@@ -285,6 +297,7 @@ def plan_info(
             if work != Work()
         ),
         decisions=tuple(decisions),
+        fills=tuple(fills),
         mixes=tuple(mixes),
         batches=tuple(batches),
         sums=tuple(_sums(program, sizes)) if schedule else (),

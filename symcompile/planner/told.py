@@ -13,7 +13,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from symcompile.diagrams import HalfDiagram
-from symcompile.planner.decisions import BatchPlan, LatticePlan, MixPlan, Schedule, SumPlan
+from symcompile.planner.decisions import (
+    BatchPlan,
+    FillPlan,
+    LatticePlan,
+    MixPlan,
+    Schedule,
+    SumPlan,
+)
 from symcompile.planner.lattice import NODE_LIMIT, Lattice
 from symcompile.planner.search import AUTO_EDGE_LIMIT, cost_of
 from symcompile.spec import format_path
@@ -32,6 +39,7 @@ def told(info: PlanInfo) -> Iterator[str]:
     if info.asked != info.minimize:
         yield gave_way(info)
     yield from _lattices(info.decisions, info.optimize)
+    yield from map(_fill, info.fills)
     yield from map(_mix, info.mixes)
     yield from map(_batch, info.batches)
     yield from map(_sum, info.sums)
@@ -109,13 +117,21 @@ def _mix(plan: MixPlan) -> str:
     return f"mix {plan.weight}: {plan.chosen} {cost}" + (f"; else {rest}" if rest else "")
 
 
+def _fill(plan: FillPlan) -> str:
+    return f"pieces {_either(plan)}; as one matrix {plan.share:.0%} of it is filled"
+
+
 def _batch(plan: BatchPlan) -> str:
+    return f"mixes {_either(plan)}"
+
+
+def _either(plan: FillPlan | BatchPlan) -> str:
     (_, taken), (other, left) = plan.scores
     cost, score = _apart([taken, left])
     names = ", ".join(plan.weights[:3])
     more = f" and {len(plan.weights) - 3} more" if len(plan.weights) > 3 else ""
     why = f" ({plan.reason})" if plan.reason else ""
-    return f"mixes {names}{more}: {plan.chosen} {cost}{why}; else {other} {score}"
+    return f"{names}{more}: {plan.chosen} {cost}{why}; else {other} {score}"
 
 
 def _sum(plan: SumPlan) -> str:

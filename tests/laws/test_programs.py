@@ -33,6 +33,7 @@ from symcompile.passes import (
     sum_before_spread,
 )
 from symcompile.passes.batch import batch_mixes, plan_batches
+from symcompile.passes.fill import fill_mixes, plan_fills
 from symcompile.passes.mixes import FORMS, form_mixes, plan_mixes
 from symcompile.passes.schedule import plan_schedule, reorder
 from symcompile.planner.decisions import plan_lattices
@@ -82,6 +83,8 @@ def each_pass(program: Program) -> Iterator[Program]:
     needed = needed_reductions(program)
     plans = plan_lattices("reduce", needed, program.inputs, greedy, objective)
     yield share_reductions(program, {plan.tensor: plan.parents for plan in plans})
+    covers = plan_fills(program, objective)
+    yield fill_mixes(program, [replace(plan, chosen="filled") for plan in covers])
     mixes = plan_mixes(program, objective)
     for form in FORMS:
         yield form_mixes(program, [replace(plan, chosen=form) for plan in mixes])
