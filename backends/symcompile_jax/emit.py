@@ -238,11 +238,11 @@ class _Jax:
     def expand(self, value: str, shape: str) -> str:
         return f"jnp.broadcast_to({value}, {shape})"
 
-    def split(self, value: str, widths: Sequence[int]) -> str:
+    def split(self, value: str, widths: Sequence[int], axis: int = -1) -> str:
         if len(set(widths)) == 1:
-            return f"jnp.split({value}, {len(widths)}, axis=-1)"
+            return f"jnp.split({value}, {len(widths)}, axis={axis})"
         ends = [sum(widths[: k + 1]) for k in range(len(widths) - 1)]
-        return f"jnp.split({value}, {wrapped([str(end) for end in ends])}, axis=-1)"
+        return f"jnp.split({value}, {wrapped([str(end) for end in ends])}, axis={axis})"
 
     def anchors(self, values: Sequence[str]) -> list[str]:
         return []  # nothing is ever in place

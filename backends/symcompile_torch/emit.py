@@ -407,9 +407,9 @@ class _Torch:
     def expand(self, value: str, shape: str) -> str:
         return f"{value}.expand({shape}).contiguous()"
 
-    def split(self, value: str, widths: Sequence[int]) -> str:
+    def split(self, value: str, widths: Sequence[int], axis: int = -1) -> str:
         sizes = str(widths[0]) if len(set(widths)) == 1 else wrapped([str(w) for w in widths])
-        return f"{value}.split({sizes}, dim=-1)"
+        return f"{value}.split({sizes}, dim={axis})"
 
     def anchors(self, values: Sequence[str]) -> list[str]:
         # Batched wherever vmap batches the values.

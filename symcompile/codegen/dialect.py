@@ -103,8 +103,8 @@ class Dialect(Protocol):
     def expand(self, value: str, shape: str) -> str:
         """Broadcast to `shape`, a tuple expression."""
 
-    def split(self, value: str, widths: Sequence[int]) -> str:
-        """A tuple of pieces along the channels."""
+    def split(self, value: str, widths: Sequence[int], axis: int = -1) -> str:
+        """A tuple of pieces along an axis, that of the channels if not said otherwise."""
 
     def embed(self, request: Embedding) -> list[str]:
         """Statements that assign `target`: `total` (or zero) plus `value` on its diagonals."""

@@ -16,6 +16,7 @@ from symcompile.codegen.compiled import Compiled
 from symcompile.codegen.dialect import Dialect, Embedding
 from symcompile.codegen.layout import Layout, one_move, wrapped
 from symcompile.codegen.lifetime import free_early
+from symcompile.codegen.pieces import grids_of
 from symcompile.codegen.stacks import stacks_of
 from symcompile.diagrams.partitions import Blocks
 from symcompile.ir import (
@@ -118,6 +119,8 @@ class _Writer:
         self.owned = ownership(self.program, self.types, self.lazy)
         self.readers = readers_of(self.program)
         self.pieces: dict[int, str] = {}  # slices that a split has named already
+        self.grids = grids_of(self.program)
+        self.cells: dict[tuple[str, int, int], str] = {}  # pieces of weights, by first row, column
         self.current = 0  # the op being written
         # Names of values worth freeing: those with index axes, where anything has some.
         self.large: set[str] = set()
@@ -363,9 +366,33 @@ class _Writer:
             return f"{op.weight}[{cols}]" if cols else op.weight
         if len(shape) == 1:
             return f"{op.weight}[None, {cols or ':'}]"
+        if op.weight in self.grids:
+            return self._cell(op)
         if cols or op.rows != (0, shape[0]):
             return f"{op.weight}[{op.rows[0]}:{op.rows[1]}, {cols or ':'}]"
         return op.weight
+
+    def _cell(self, op: Mix) -> str:
+        """The piece of a weight that a mix reads; the first to read one has the weight cut."""
+        name, grid = op.weight, self.grids[op.weight]
+        if (name, op.rows[0], op.cols[0]) not in self.cells:
+            strips = self._cut(name, name, grid.rows, 0)
+            for strip, (row, _) in zip(strips, grid.rows, strict=True):
+                cells = self._cut(name, strip, grid.cols, -1)
+                for cell, (col, _) in zip(cells, grid.cols, strict=True):
+                    self.cells[name, row, col] = cell
+        return self.cells[name, op.rows[0], op.cols[0]]
+
+    def _cut(
+        self, weight: str, text: str, ranges: Sequence[tuple[int, int]], axis: int
+    ) -> list[str]:
+        """Split a weight, or a part of it, along one axis."""
+        if len(ranges) == 1:
+            return [text]
+        names = [self.namer(f"{weight}_part") for _ in ranges]
+        split = self.dialect.split(text, [stop - start for start, stop in ranges], axis)
+        self.lines.append(f"{wrapped(names, bare=True)} = {split}")
+        return names
 
     def _split(self, text: str, slices: Sequence[int]) -> None:
         """Name all slices of a value at once: one op backward instead of one per slice."""
