@@ -20,7 +20,8 @@ import symcompile as sc
 from symcompile.api import compile_spec
 from symcompile.codegen import get_backend
 from symcompile.cost.machine import Machine
-from symcompile.cost.objective import Objective
+from symcompile.cost.objective import MINIMIZE, Objective
+from symcompile.cost.work import work_of
 from symcompile.errors import ProgramError
 from symcompile.ir import BatchMix, Mix, Pick, Program, diagrams_of, verify
 from symcompile.passes.batch import batch_mixes, plan_batches
@@ -120,6 +121,59 @@ def test_a_memory_limit_that_only_separate_mixes_meet_is_met():
     why = "(for memory_limit: what is mixed at once is alive at once); else batched"
     assert why in bounded.plan.explain()
     assert "memory_limit" not in free.plan.explain()
+
+
+# -- what a batch is scored at ---------------------------------------------------------------------
+
+
+def chain(sizes: tuple[int, ...], *, biases: bool = True) -> dict[str, Any]:
+    """Spec and sizes of a chain of layers."""
+    spec = {
+        f"layer{k}": {"w": (f"h{k}", f"h{k + 1}")} | ({"b": (f"h{k + 1}",)} if biases else {})
+        for k in range(len(sizes) - 1)
+    }
+    return {"spec": spec, "sizes": {f"h{k}": size for k, size in enumerate(sizes)}}
+
+
+CHAINS = [
+    {**chain((4,) * 6), **CHANNELS},
+    {**chain((8,) * 6), "in_channels": 1, "out_channels": 16, "machine": "a100"},
+    {**chain((8, 32, 16, 16, 8, 16)), "in_channels": 2, "out_channels": 16},
+    {**chain((2,) * 4, biases=False), "in_channels": 16, "out_channels": 8, "machine": "h100"},
+    {**chain((4, 8, 8, 8, 4, 4, 8)), "in_channels": 2, "out_channels": 8, "machine": "h100"},
+    {**chain((4,) * 3), "in_channels": 16, "out_channels": 16, "terms": same_tensor},
+    {**chain((8,) * 4), "in_channels": 1, "out_channels": 16, "terms": same_tensor},
+    {**chain((2, 4, 4, 4, 8, 8)), "in_channels": 1, "out_channels": 8, "rank": 1},
+    {**chain((4, 2, 4, 2, 2, 2, 2), biases=False), "in_channels": 2, "out_channels": 1},
+    {**chain((2, 16, 8, 8, 2, 8)), "in_channels": 4, "out_channels": 1, "reduce": "sum"},
+]
+
+
+@pytest.mark.parametrize("case", CHAINS)
+@pytest.mark.parametrize("kind", ["bytes", "flops"])
+def test_what_is_minimized_is_no_smaller_when_something_else_is(kind: str, case: Any) -> None:
+    figures = {m: getattr(sc.plan(**case, minimize=m).planned, kind) for m in MINIMIZE}
+    assert figures[kind] == min(figures.values()), figures
+
+
+@pytest.mark.parametrize("case", CHAINS)
+@pytest.mark.parametrize("minimize", MINIMIZE)
+def test_scores_differ_by_what_whole_programs_differ_by(minimize: Any, case: Any) -> None:
+    program = dict(compile_spec(**case, keep_stages=True).stages)["sum_in_place"]
+    objective = Objective(minimize, program.sizes)
+    plans = plan_batches(program, objective)
+    assert plans
+    for place, plan in enumerate(plans):
+        decided = [replace(later, chosen="separate") for later in plans[place + 1 :]]
+        scores = dict(plan.scores)
+        whole = {}
+        for form in scores:
+            forms = [*plans[:place], replace(plan, chosen=form), *decided]
+            made = batch_mixes(program, forms)
+            whole[form] = objective.total(work_of(made), made)
+        expected = whole["batched"] - whole["separate"]
+        found = scores["batched"] - scores["separate"]
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9 * whole["separate"])
 
 
 # -- the op --------------------------------------------------------------------------------------

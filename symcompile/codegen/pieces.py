@@ -40,7 +40,7 @@ def grids_of(program: Program) -> dict[str, Grid]:
     shapes = dict(program.weights)
     read: dict[str, set[tuple[_Range, _Range]]] = {}
     for op in program.ops:
-        if isinstance(op, Mix) and len(shapes[op.weight]) == 2:
+        if isinstance(op, Mix) and len(shapes.get(op.weight, ())) == 2:
             read.setdefault(op.weight, set()).add((op.rows, op.cols))
     whole = {name for op in program.ops if isinstance(op, BatchMix) for name in op.weights}
     grids = {}

@@ -9,7 +9,8 @@ them pays. A broadcast axis has extent one until something needs it whole (`ir.l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from math import prod
 
@@ -100,10 +101,24 @@ class Accountant:
 
     def works(self) -> tuple[Work, ...]:
         """The work of every op; the first that reads a filled matrix does the work of all."""
-        works = [self._work(number, op) for number, op in enumerate(self.program.ops)]
+        works = [self.work_at(number) for number in range(len(self.program.ops))]
         if self.first is not None:
             works[self.first] = total_work([self._filling(), works[self.first]])
         return tuple(works)
+
+    def work_at(self, number: int) -> Work:
+        """The work of one op, filled matrices left out."""
+        return self._work(number, self.program.ops[number])
+
+    def once(self, batched: Mapping[int, int]) -> Accountant:
+        """The same once some mixes are computed at once; their own work stays as it was.
+
+        Args:
+            batched: the mixes, see `sources_of`.
+        """
+        other = copy(self)
+        other.owned = ownership(self.program, self.types, self.lazy, batched)
+        return other
 
     def storage_of(self, number: int) -> tuple[Polynomial, Polynomial]:
         """Entries an op makes storage for, and entries it needs on top while it runs."""

@@ -11,6 +11,7 @@ of the mix: then the product depends on everything that is added to it.
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from symcompile.ir.extent import lazy_axes
@@ -18,8 +19,9 @@ from symcompile.ir.ops import Add, Broadcast, Const, Embed, Mix
 from symcompile.ir.program import Program, types_of
 from symcompile.ir.readers import readers_of
 from symcompile.ir.sources import sources_of
+from symcompile.ir.types import Type
 
-__all__ = ["MOST_ANCHORS", "Accumulation", "accumulations"]
+__all__ = ["MOST_ANCHORS", "Accumulation", "accumulated", "accumulations"]
 
 MOST_ANCHORS = 4
 """Sums that would need more anchors than this are made anew."""
@@ -43,16 +45,34 @@ def accumulations(program: Program) -> dict[int, Accumulation]:
 
     Sums over fewer than two index axes are too small to matter.
     """
+    return accumulated(
+        program, types_of(program), lazy_axes(program), readers_of(program), sources_of(program)
+    )
+
+
+def accumulated(
+    program: Program,
+    types: Sequence[Type],
+    lazy: Sequence[frozenset[int]],
+    readers: Sequence[tuple[int, ...]],
+    sources: Sequence[int],
+    batched: Container[int] = (),
+) -> dict[int, Accumulation]:
+    """`accumulations`, for those who know more about the program already.
+
+    Args:
+        types, lazy, readers, sources: of every value.
+        batched: mixes that have no product of their own, as they are to be computed at once.
+    """
     if not program.in_place:
         return {}
-    types, lazy, sources = types_of(program), lazy_axes(program), sources_of(program)
-    readers = readers_of(program)
     shapes = program.matrices
 
     def is_base(arg: int, total: int) -> bool:
         op = program.ops[arg]
         return (
             isinstance(op, Mix)
+            and arg not in batched
             and len(shapes[op.weight]) == 2
             and not isinstance(program.ops[op.args[0]], Const)
             and types[arg].batched

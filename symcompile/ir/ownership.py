@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from symcompile.ir.accumulate import Accumulation, accumulations
+from symcompile.ir.accumulate import Accumulation, accumulated
 from symcompile.ir.ops import (
     Add,
     Broadcast,
@@ -29,7 +29,7 @@ from symcompile.ir.ops import (
 )
 from symcompile.ir.program import Program
 from symcompile.ir.readers import readers_of
-from symcompile.ir.sources import sources_of
+from symcompile.ir.sources import UNBATCHED, sources_of
 from symcompile.ir.types import Type
 
 __all__ = ["Ownership", "Sum", "ownership"]
@@ -74,15 +74,23 @@ class Ownership:
     sums: Mapping[int, Sum]
 
 
-def ownership(program: Program, types: Sequence[Type], lazy: Sequence[frozenset[int]]) -> Ownership:
+def ownership(
+    program: Program,
+    types: Sequence[Type],
+    lazy: Sequence[frozenset[int]],
+    batched: Mapping[int, int] = UNBATCHED,
+) -> Ownership:
     """Work out who owns what.
 
     Args:
         types: of every value (`types_of`).
         lazy: the lazy axes of every value (`lazy_axes`).
+        batched: mixes that are to be computed at once with others, see `sources_of`. Each is then
+            a part of an array that it shares.
     """
     ops, readers = program.ops, readers_of(program)
-    sources, accumulated = sources_of(program), accumulations(program)
+    sources = sources_of(program, batched)
+    in_place = accumulated(program, types, lazy, readers, sources, batched)
     fresh: set[int] = set()  # new arrays that nothing else refers to, made by sums and embeddings
     shared: set[int] = set()
     unmade: set[int] = set()
@@ -101,6 +109,8 @@ def ownership(program: Program, types: Sequence[Type], lazy: Sequence[frozenset[
                 unmade.add(number)
             case Slice() | Pick():
                 shared.add(number)
+            case Mix() if number in batched:
+                shared.add(number)
             case Mix(args=(arg,)) if arg in unmade:
                 shared.add(number)
             case Transpose(args=(arg,)) | Diagonal(args=(arg,)) | Broadcast(args=(arg,)):
@@ -114,7 +124,7 @@ def ownership(program: Program, types: Sequence[Type], lazy: Sequence[frozenset[
                 )
                 within.update(dict.fromkeys(embeds, number))
                 plain = tuple(arg for arg in args if arg not in embeds)
-                accumulation = accumulated.get(number)
+                accumulation = in_place.get(number)
                 if accumulation:
                     within[accumulation.base] = number
                     (stack,) = ops[accumulation.base].args

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from symcompile.cost.objective import Objective
-from symcompile.cost.work import work_of
+from symcompile.cost.work import Accountant, Work, work_of
 from symcompile.ir import (
+    Add,
     BatchMix,
     Builder,
     Concat,
@@ -29,6 +30,7 @@ from symcompile.ir import (
     lazy_axes,
     levels_of,
     readers_of,
+    sources_of,
     types_of,
 )
 from symcompile.planner.decisions import BatchPlan
@@ -44,17 +46,39 @@ _ROUNDING = 1e-9
 
 def plan_batches(program: Program, objective: Objective) -> tuple[BatchPlan, ...]:
     """For every group of mixes that could be one batched matmul, whether that costs less."""
-    types = types_of(program)
+    groups = _groups(program)
+    if not groups:
+        return ()
+    types, now = types_of(program), Accountant(program)
     plans = []
-    batched: dict[int, _Group] = {}  # by the first mix
-    for group in _groups(program):
-        behind = batched.get(group.features[0][0])
-        if behind and group.features != tuple((mix,) for mix in behind.mixes):
-            behind = None
-        plans.append(_plan(program, types, group, behind, objective))
+    taken: list[_Group] = []
+    batched: dict[int, int] = {}
+    for group in groups:
+        behind = next((before for before in taken if _makes(before, group)), None)
+        together = batched | _together(group, sources_of(program, batched))
+        then = now.once(together)
+        around = list(_elsewhere(program, now, then))
+        before = [now.work_at(number) for number in (*_one_by_one(program, group), *around)]
+        after = [_at_once(program, types, group, behind), *map(then.work_at, around)]
+        scores = (objective.total(works, program) for works in (before, after))
+        plans.append(_plan(group, *scores))
         if plans[-1].chosen == "batched":
-            batched[group.mixes[0]] = group
+            taken.append(group)
+            batched, now = together, then
     return tuple(plans)
+
+
+def _together(group: _Group, sources: Sequence[int]) -> dict[int, int]:
+    """What each mix of a batch is made from: all that any of them is."""
+    union = 0
+    for number in group.mixes:
+        union |= sources[number]
+    return dict.fromkeys(group.mixes, union)
+
+
+def _makes(behind: _Group, group: _Group) -> bool:
+    """True if one group makes just what another mixes, in that order."""
+    return group.features == tuple((mix,) for mix in behind.mixes)
 
 
 def batch_mixes(program: Program, plans: Iterable[BatchPlan]) -> Program:
@@ -148,34 +172,43 @@ def _emit_batch(build: Builder, group: _Group, place: dict[int, int]) -> None:
         place[number] = build.pick(batch, member)
 
 
-def _plan(
-    program: Program,
-    types: Sequence[Type],
-    group: _Group,
-    behind: _Group | None,
-    objective: Objective,
-) -> BatchPlan:
-    separate, batched = (
-        (form, _score(program, types, group, behind, form, objective)) for form in FORMS
-    )
-    if batched[1] < separate[1] * (1 - _ROUNDING):
-        return BatchPlan(group.weights, "batched", (batched, separate))
-    return BatchPlan(group.weights, "separate", (separate, batched))
+def _plan(group: _Group, separate: float, batched: float) -> BatchPlan:
+    scores = ("separate", separate), ("batched", batched)
+    if batched < separate * (1 - _ROUNDING):
+        return BatchPlan(group.weights, "batched", scores[::-1])
+    return BatchPlan(group.weights, "separate", scores)
 
 
-def _score(
-    program: Program,
-    types: Sequence[Type],
-    group: _Group,
-    behind: _Group | None,
-    form: str,
-    objective: Objective,
-) -> float:
-    """The cost of a form on its own: a program that starts from what the group mixes.
+def _one_by_one(program: Program, group: _Group) -> Iterator[int]:
+    """The ops that a batch takes the place of: the mixes, and the stacks that they alone read."""
+    for number, features in zip(group.mixes, group.features, strict=True):
+        yield number
+        if program.ops[number].args != features:
+            yield program.ops[number].args[0]
+
+
+def _elsewhere(program: Program, now: Accountant, then: Accountant) -> Iterator[int]:
+    """The sums and outputs that are written in another way once a group is batched.
+
+    All of a batch depends on all that it mixes, and none of it has an array of its own. So sums in
+    place need fewer anchors, or more, and outputs may have to be copied.
+    """
+    for number, op in enumerate(program.ops):
+        if isinstance(op, Add):
+            if now.owned.sums[number] != then.owned.sums[number]:
+                yield number
+        elif isinstance(op, Output) and (op.args[0] in now.owned.shared) != (
+            op.args[0] in then.owned.shared
+        ):
+            yield number
+
+
+def _at_once(program: Program, types: Sequence[Type], group: _Group, behind: _Group | None) -> Work:
+    """The work of a batch.
 
     Args:
         behind: the batched group that makes just what this one mixes, in that order. Its results
-            lie as they are needed, so it is part of the program.
+            lie as they are needed.
     """
     start = behind or group
     sources = list(dict.fromkeys(k for features in start.features for k in features))
@@ -189,13 +222,7 @@ def _score(
     place = {value: build.input(k) for k, value in enumerate(sources)}
     if behind:
         _emit_batch(build, behind, place)
-    if form == "batched":
-        _emit_batch(build, group, place)
-    else:
-        shapes = dict(weights)
-        for name, features in zip(group.weights, group.features, strict=True):
-            stack = build.concat([place[feature] for feature in features])
-            rows, cols = shapes[name]
-            build.mix(stack, name, (0, rows), (0, cols))
+    _emit_batch(build, group, place)
     fragment = build.everything()
-    return objective.total(work_of(fragment), fragment)
+    batch = max(k for k, op in enumerate(fragment.ops) if isinstance(op, BatchMix))
+    return work_of(fragment)[batch]
