@@ -144,6 +144,7 @@ CHAINS = [
     {**chain((4,) * 3), "in_channels": 16, "out_channels": 16, "terms": same_tensor},
     {**chain((8,) * 4), "in_channels": 1, "out_channels": 16, "terms": same_tensor},
     {**chain((2, 4, 4, 4, 8, 8)), "in_channels": 1, "out_channels": 8, "rank": 1},
+    {**chain((4,) * 5), "in_channels": 8, "out_channels": 8, "machine": "a100", "rank": 1},
     {**chain((4, 2, 4, 2, 2, 2, 2), biases=False), "in_channels": 2, "out_channels": 1},
     {**chain((2, 16, 8, 8, 2, 8)), "in_channels": 4, "out_channels": 1, "reduce": "sum"},
 ]

@@ -40,7 +40,7 @@ __all__ = ["FORMS", "batch_mixes", "plan_batches"]
 
 FORMS = ("separate", "batched")
 
-_ROUNDING = 1e-9
+_ROUNDING = 1e-12
 """Scores that differ by less, relative, are the same sum in another order."""
 
 
