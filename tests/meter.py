@@ -50,12 +50,16 @@ ADDS = {aten.add, aten.add_, aten.div}
 
 @dataclass
 class Tally:
-    """Entries moved, operations (a multiply-add is two) and kernels."""
+    """Entries moved, operations (a multiply-add is two) and kernels.
+
+    `placed` are entries written into arrays that were there before; the others went to new ones.
+    """
 
     read: int = 0
     written: int = 0
     flops: int = 0
     launches: int = 0
+    placed: int = 0
 
 
 class Meter(TorchDispatchMode):
@@ -78,6 +82,7 @@ class Meter(TorchDispatchMode):
             flops = operations(kind, inputs, result)
             self.tally.read += read
             self.tally.written += written
+            self.tally.placed += written * any(result is leaf for leaf in inputs)
             self.tally.flops += flops
             self.tally.launches += 1
             self.log.append((str(kind), read, written, flops))

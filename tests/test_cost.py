@@ -8,6 +8,7 @@ two extents are confused.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 import symcompile as sc
 from symcompile.api import compile_spec
 from symcompile.codegen import get_backend
-from symcompile.cost import Machine, Polynomial, Work, total_work, work_of
+from symcompile.cost import PRESETS, Machine, Polynomial, Work, total_work, work_of
 from symcompile.cost.objective import MINIMIZE, NOMINAL_SIZE, Objective
 from symcompile.errors import OptionError
 from symcompile.ir import Concat
@@ -100,6 +101,7 @@ def test_bytes_flops_and_launches_are_those_of_the_running_code(
     assert figures.bytes == 4 * (counted.read + counted.written), log
     work = total_work(work_of(layer.compiled.program))
     assert (work.read.at(SIZES), work.written.at(SIZES)) == (counted.read, counted.written), log
+    assert work.new.at(SIZES) == counted.written - counted.placed, log
 
 
 @pytest.mark.parametrize("minimize", MINIMIZE)
@@ -132,6 +134,7 @@ def test_figures_of_random_layers_are_those_of_the_running_code(case, optimize):
         counted.read,
         counted.written,
     ], log
+    assert work.placed.at(case.sizes) == counted.placed, log
     assert [work.flops.at(case.sizes), work.launches] == [counted.flops, counted.launches], log
 
 
@@ -259,6 +262,41 @@ def test_a_machine_is_bound_by_bytes_or_by_flops_and_pays_for_launches():
     assert machine.seconds(200, 5000, 0) == 5.0
 
 
+def test_a_machine_pays_for_new_arrays_if_told_so():
+    machine = Machine("toy", bandwidth=100.0, flops=1000.0, launch=0.5, fresh=0.25)
+    assert machine.seconds(200, 1000, 3, 8) == 2.0 + 1.5 + 2.0
+    assert replace(machine, fresh=0.0).seconds(200, 1000, 3, 8) == 2.0 + 1.5
+    assert PRESETS["cpu"].fresh == 1 / PRESETS["cpu"].bandwidth
+    assert not any(machine.fresh for name, machine in PRESETS.items() if name != "cpu")
+
+
+@pytest.mark.parametrize("spec", [{"w": (0, 0)}, MLP, SPEC, CUBE], ids=str)
+@pytest.mark.parametrize("fresh", [0.0, 1e-2])
+def test_what_a_plan_is_chosen_by_is_what_its_report_says(spec, fresh):
+    # Where operations are free, seconds of steps add up to those of the whole.
+    machine = Machine("toy", bandwidth=100.0, flops=1e30, launch=0.5, fresh=fresh)
+    compiled = compile_spec(spec, in_channels=4, out_channels=4, machine=machine)
+    objective = Objective("time", compiled.program.sizes, machine)
+    scored = objective.total(work_of(compiled.program), compiled.program)
+    assert compiled.plan.planned.seconds == pytest.approx(scored, rel=1e-12)
+
+
+def test_outputs_are_apart_where_new_arrays_are_dear():
+    kept = Machine("kept", bandwidth=3e10, flops=1e15, launch=0.0)
+    options = {"in_channels": 16, "out_channels": 16, "sizes": {0: 64, 1: 64}}
+
+    def new(fresh):
+        plan = sc.plan(
+            {"x": (0, 1)},
+            {"y": (0, 1), "z": (0, 1)},
+            **options,
+            machine=replace(kept, fresh=fresh),
+        )
+        return next(mix.chosen for mix in plan.mixes if mix.weight == "mix_0_1")
+
+    assert (new(0.0), new(1e-9)) == ("stacked", "stacked, outputs apart")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -270,6 +308,8 @@ def test_a_machine_is_bound_by_bytes_or_by_flops_and_pays_for_launches():
         ("flops", None),
         ("flops", True),
         ("launch", [1.0]),
+        ("fresh", -1e-12),
+        ("fresh", "x"),
     ],
 )
 def test_a_machine_with_a_senseless_figure_is_refused(field, value):
@@ -290,6 +330,7 @@ def test_a_machine_is_measured_in_a_second_or_two(backend):
     assert 1e8 < machine.bandwidth < 1e14
     assert 1e9 < machine.flops < 1e16
     assert 1e-9 < machine.launch < 1e-2
+    assert 0 <= machine.fresh < 1e-7
     assert sc.plan({"w": (0, 0)}, machine=machine).machine == machine.name
 
 

@@ -54,7 +54,7 @@ class _JaxBackend:
         context: AbstractContextManager[object] = jax.enable_x64(True) if wide else nullcontext()
         return context
 
-    def calibrate(self) -> tuple[float, float, float]:
+    def calibrate(self) -> tuple[float, ...]:
         return calibrate()
 
 

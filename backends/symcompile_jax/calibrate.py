@@ -1,4 +1,4 @@
-"""What JAX reaches on its default device, op by op. Out: the three numbers of a `Machine`."""
+"""What JAX reaches on its default device, op by op. Out: the numbers of a `Machine`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from symcompile.cost.measure import COPIED, LAUNCHED, SIDE, rates
 __all__ = ["calibrate"]
 
 
-def calibrate() -> tuple[float, float, float]:
-    """(bytes per second, float32 operations per second, seconds per launch)."""
+def calibrate() -> tuple[float, ...]:
+    """(bytes per second, float32 operations per second, seconds per launch, seconds per byte of a
+    new array).
+
+    Every copy is a new array, so `bandwidth` has the cost of new arrays already.
+    """
     source = jnp.ones(COPIED, jnp.float32)
     matrix, entry = jnp.ones((SIDE, SIDE), jnp.float32), jnp.ones(1, jnp.float32)
 

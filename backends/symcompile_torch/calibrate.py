@@ -1,4 +1,4 @@
-"""What PyTorch reaches on its default device. Out: the three numbers of a `Machine`."""
+"""What PyTorch reaches on its default device. Out: the four numbers of a `Machine`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ __all__ = ["calibrate"]
 
 
 @torch.no_grad()
-def calibrate() -> tuple[float, float, float]:
-    """(bytes per second, float32 operations per second, seconds per launch).
+def calibrate() -> tuple[float, ...]:
+    """(bytes per second, float32 operations per second, seconds per launch, seconds per byte of a
+    new array).
 
     Measured where tensors are made by default: `with torch.device("cuda"):` chooses.
     """
@@ -27,6 +28,10 @@ def calibrate() -> tuple[float, float, float]:
         target.copy_(source)
         finish()
 
+    def clone() -> None:
+        source.clone()
+        finish()
+
     def multiply() -> None:
         torch.mm(matrix, matrix)
         finish()
@@ -36,4 +41,4 @@ def calibrate() -> tuple[float, float, float]:
             torch.add(entry, entry)
         finish()
 
-    return rates(copy, multiply, launch)
+    return rates(copy, multiply, launch, clone)

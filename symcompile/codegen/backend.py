@@ -50,11 +50,13 @@ class Backend(Protocol):
     def precision(self, dtype: str) -> AbstractContextManager[object]:
         """Inside it, `from_numpy` and `call` keep this dtype (JAX turns off float64 otherwise)."""
 
-    def calibrate(self) -> tuple[float, float, float]:
+    def calibrate(self) -> tuple[float, ...]:
         """What the framework reaches on its default device, measured in a second or two.
 
         Returns:
-            (bytes per second, float32 operations per second in a matmul, seconds per launch).
+            (bytes per second, float32 operations per second in a matmul, seconds per launch), and
+            seconds per byte of a new array where that is more than writing it: the figures of a
+            `Machine`, in its order.
         """
 
 

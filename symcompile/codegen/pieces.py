@@ -1,6 +1,6 @@
 """Which weights are read in pieces, and how one cut after the other makes them.
 
-In: a Program. Out: for every weight that mixes read in pieces, the ranges of rows and of columns
+In: a Program. Out: for every matrix that mixes read in pieces, the ranges of rows and of columns
 that it is cut into.
 
 The one thing to know: a slice costs nothing forward, but backward each makes an array as large as
@@ -37,10 +37,10 @@ def grids_of(program: Program) -> dict[str, Grid]:
 
     Weights that are read whole, or in any other way, are left out.
     """
-    shapes = dict(program.weights)
+    shapes = program.matrices
     read: dict[str, set[tuple[_Range, _Range]]] = {}
     for op in program.ops:
-        if isinstance(op, Mix) and len(shapes.get(op.weight, ())) == 2:
+        if isinstance(op, Mix) and len(shapes[op.weight]) == 2:
             read.setdefault(op.weight, set()).add((op.rows, op.cols))
     whole = {name for op in program.ops if isinstance(op, BatchMix) for name in op.weights}
     grids = {}

@@ -1,7 +1,8 @@
-"""The machine model: three numbers that turn work into time.
+"""The machine model: four numbers that turn work into time.
 
-In: bytes, flops, launches. Out: seconds, by a roofline with a fixed cost per kernel launch. It is
-coarse on purpose: it has to rank plans, not predict them.
+In: bytes, flops, launches, bytes of new arrays. Out: seconds, by a roofline with a fixed cost per
+kernel launch and one for memory never written before. It is coarse on purpose: it has to rank
+plans, not predict them.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ class Machine:
         bandwidth: bytes per second between memory and the processor.
         flops: floating-point operations per second in a large matmul (a multiply-add is two).
         launch: seconds every kernel costs however small.
+        fresh: seconds per byte that a new array costs on top of being written. A system that
+            clears pages before it hands them out takes about as long as writing them does; where
+            memory is kept for the next array, as on GPUs, it is nothing.
 
     Raises:
-        OptionError: a figure is no number, or not positive (`launch` may be zero).
+        OptionError: a figure is no number, or not positive (`launch` and `fresh` may be zero).
 
     >>> Machine("toy", bandwidth=1e9, flops=1e12, launch=1e-6).seconds(2e6, 1e6, 3)
     0.002003
@@ -35,18 +39,26 @@ class Machine:
     bandwidth: float
     flops: float
     launch: float
+    fresh: float = 0.0
 
     def __post_init__(self) -> None:
         for field in ("bandwidth", "flops"):
             value = getattr(self, field)
             if not _is_number(value) or not value > 0:
                 raise OptionError(f"Machine {field}={value!r:.80}: expected a positive number")
-        if not _is_number(self.launch) or not self.launch >= 0:
-            raise OptionError(f"Machine launch={self.launch!r:.80}: expected zero or more seconds")
+        for field in ("launch", "fresh"):
+            value = getattr(self, field)
+            if not _is_number(value) or not value >= 0:
+                raise OptionError(f"Machine {field}={value!r:.80}: expected zero or more seconds")
 
-    def seconds(self, bytes: float, flops: float, launches: float) -> float:
-        """Time of one kernel, or of several that are all bound by the same resource."""
-        return max(bytes / self.bandwidth, flops / self.flops) + launches * self.launch
+    def seconds(self, bytes: float, flops: float, launches: float, new: float = 0.0) -> float:
+        """Time of one kernel, or of several that are all bound by the same resource.
+
+        Args:
+            new: bytes of new arrays.
+        """
+        busy = max(bytes / self.bandwidth, flops / self.flops)
+        return busy + launches * self.launch + new * self.fresh
 
     @staticmethod
     def measure(backend: str = "torch") -> Machine:
@@ -57,8 +69,7 @@ class Machine:
         """
         from symcompile.codegen import get_backend
 
-        bandwidth, flops, launch = get_backend(backend).calibrate()
-        return Machine(f"measured with {backend}", bandwidth, flops, launch)
+        return Machine(f"measured with {backend}", *get_backend(backend).calibrate())
 
 
 def _is_number(value: object) -> bool:
@@ -66,7 +77,7 @@ def _is_number(value: object) -> bool:
 
 
 PRESETS = {
-    "cpu": Machine("cpu", bandwidth=2e10, flops=2e11, launch=5e-6),
+    "cpu": Machine("cpu", bandwidth=2e10, flops=2e11, launch=5e-6, fresh=5e-11),
     "a100": Machine("a100", bandwidth=1.6e12, flops=1.9e13, launch=6e-6),
     "h100": Machine("h100", bandwidth=3.0e12, flops=6.0e13, launch=5e-6),
     "h200": Machine("h200", bandwidth=4.2e12, flops=6.0e13, launch=5e-6),

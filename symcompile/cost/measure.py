@@ -1,7 +1,8 @@
 """Calibrating a machine model with a framework's own operations.
 
-In: three actions of known work. Out: bytes per second, operations per second, seconds per launch.
-The one thing to know: an action returns once its result is there, not once it is queued.
+In: actions of known work. Out: bytes per second, operations per second, seconds per launch, and
+seconds per byte of a new array. The one thing to know: an action returns once its result is there,
+not once it is queued.
 """
 
 from __future__ import annotations
@@ -23,22 +24,30 @@ LAUNCHED = 1000
 
 
 def rates(
-    copy: Callable[[], object], multiply: Callable[[], object], launch: Callable[[], object]
-) -> tuple[float, float, float]:
+    copy: Callable[[], object],
+    multiply: Callable[[], object],
+    launch: Callable[[], object],
+    clone: Callable[[], object] | None = None,
+) -> tuple[float, ...]:
     """Time each action a few times and divide its work by the median.
 
     Args:
         copy: copies `COPIED` float32 entries.
         multiply: multiplies two square float32 matrices of side `SIDE`.
         launch: starts `LAUNCHED` operations on one entry.
+        clone: copies as many entries into a new array; None if `copy` does.
 
     Returns:
-        (bytes per second, operations per second, seconds per launch).
+        (bytes per second, operations per second, seconds per launch, seconds per byte of a new
+            array).
     """
+    copied = _seconds(copy)
+    cloned = _seconds(clone) if clone else copied
     return (
-        8 * COPIED / _seconds(copy),
+        8 * COPIED / copied,
         2 * SIDE**3 / _seconds(multiply),
         _seconds(launch) / LAUNCHED,
+        max(cloned - copied, 0.0) / (4 * COPIED),
     )
 
 

@@ -68,21 +68,28 @@ class Objective:
         sizes = self.sizes_of(program)
         return sum(
             self.score(
-                work.read.at(sizes), work.written.at(sizes), work.flops.at(sizes), work.launches
+                work.read.at(sizes),
+                work.written.at(sizes),
+                work.flops.at(sizes),
+                work.launches,
+                work.placed.at(sizes),
             )
             for work in works
         )
 
-    def score(self, read: int, written: int, flops: int, launches: int) -> float:
+    def score(self, read: int, written: int, flops: int, launches: int, placed: int = 0) -> float:
         """The cost of a step that reads and writes so many entries.
+
+        Args:
+            placed: how many of those written go into arrays that are there already.
 
         Units: seconds for "time", bytes for "bytes" and "peak", operations for "flops". The other
         resources break ties: they count a millionth.
         """
-        bytes = self.itemsize * (read + written)
+        bytes, new = self.itemsize * (read + written), self.itemsize * (written - placed)
         if self.minimize == "time":
-            return self.machine.seconds(bytes, flops, launches)
+            return self.machine.seconds(bytes, flops, launches, new)
         tie = 1e-6 * bytes
         if self.minimize == "bytes":
             return bytes + 1e-6 * launches
-        return (flops if self.minimize == "flops" else self.itemsize * written) + tie
+        return (flops if self.minimize == "flops" else new) + tie

@@ -52,22 +52,33 @@ class Work:
         read, written: entries moved (not bytes).
         flops: operations; a multiply-add is two.
         launches: kernels started in eager execution.
+        placed: entries written into arrays that are there already; all others go to new arrays.
     """
 
     read: Polynomial = _NOTHING
     written: Polynomial = _NOTHING
     flops: Polynomial = _NOTHING
     launches: int = 0
+    placed: Polynomial = _NOTHING
 
     def __mul__(self, factor: int) -> Work:
         return Work(
-            self.read * factor, self.written * factor, self.flops * factor, self.launches * factor
+            self.read * factor,
+            self.written * factor,
+            self.flops * factor,
+            self.launches * factor,
+            self.placed * factor,
         )
 
     @property
     def moved(self) -> Polynomial:
         """Entries read and written."""
         return self.read + self.written
+
+    @property
+    def new(self) -> Polynomial:
+        """Entries written to new arrays."""
+        return self.written + self.placed * -1
 
 
 def total_work(parts: Sequence[Work]) -> Work:
@@ -79,6 +90,7 @@ def total_work(parts: Sequence[Work]) -> Work:
         Polynomial.sum(part.written for part in parts),
         Polynomial.sum(part.flops for part in parts),
         sum(part.launches for part in parts),
+        Polynomial.sum(part.placed for part in parts),
     )
 
 
@@ -217,7 +229,7 @@ class Accountant:
         whole = sum(prod(filled.shape) for filled in self.program.filled)
         entries = Polynomial.of((), sum(filled.entries for filled in self.program.filled))
         zeros = Work(_NOTHING, Polynomial.of((), whole), _NOTHING, 1)
-        return total_work([zeros, Work(entries * 3, entries, _NOTHING, 1)])
+        return total_work([zeros, Work(entries * 3, entries, _NOTHING, 1, placed=entries)])
 
     def _batch_mix(self, number: int, op: BatchMix, weights: tuple[str, ...]) -> Work:
         copied, result = Polynomial.sum(self._batched(op)), self._whole(number)
@@ -266,7 +278,7 @@ class Accountant:
         weight = one * ((op.rows[1] - op.rows[0]) * (op.cols[1] - op.cols[0]))
         anchor = Work(weight + one, weight + one, weight, 2)
         terms = [
-            Work(whole + self._extent(arg), whole, whole, 1)
+            Work(whole + self._extent(arg), whole, whole, 1, placed=whole)
             for arg in made.plain
             if arg != accumulation.base
         ]
@@ -304,7 +316,7 @@ class Accountant:
 
     def _onto_diagonal(self, value: int) -> Work:
         stored, placed = self._extent(value), self._whole(value)
-        return Work(stored + placed, placed, placed, 1)
+        return Work(stored + placed, placed, placed, 1, placed=placed)
 
 
 def _first_filled(program: Program) -> int | None:

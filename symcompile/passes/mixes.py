@@ -19,7 +19,7 @@ from typing import Literal
 
 from symcompile.cost.memory import footprint, peak_entries
 from symcompile.cost.objective import Objective
-from symcompile.cost.work import Accountant
+from symcompile.cost.work import work_of
 from symcompile.ir import (
     Add,
     Builder,
@@ -261,8 +261,7 @@ def _ranked(
 ) -> tuple[tuple[str, float], ...]:
     """Every form with its score, the one to take first."""
     fragments = {form: _fragment(program, types, site, forms, form) for form in forms}
-    apart = forms[-1].endswith(APART)
-    scores = {form: _score(made, objective, apart) for form, made in fragments.items()}
+    scores = {form: objective.total(work_of(made), made) for form, made in fragments.items()}
     ranked = sorted(forms, key=lambda form: (scores[form], forms.index(form)))
     slack = _CLOSE if objective.minimize == "time" else 0.0
     close = [form for form in ranked if scores[form] <= scores[ranked[0]] * (1 + slack)]
@@ -272,24 +271,6 @@ def _ranked(
         ranked.remove(chosen)
         ranked.insert(0, chosen)
     return tuple((form, scores[form]) for form in ranked)
-
-
-def _score(fragment: Program, objective: Objective, apart: bool) -> float:
-    """The cost of a fragment.
-
-    Args:
-        apart: outputs may be apart, which differs in what is allocated. That takes time and memory
-            too: the system clears a large array before it is written, which costs about as much
-            as writing it.
-    """
-    accountant = Accountant(fragment)
-    score = objective.total(accountant.works(), fragment)
-    if not apart or objective.minimize not in ("time", "peak"):
-        return score
-    sizes = objective.sizes_of(fragment)
-    storage = map(accountant.storage_of, range(len(fragment.ops)))
-    made = sum(kept.at(sizes) + transient.at(sizes) for kept, transient in storage)
-    return score + objective.score(0, made, 0, 0)
 
 
 def _fragment(

@@ -136,7 +136,7 @@ def _embed(labels: Sequence[Label], half: HalfDiagram, width: int, count: int) -
     stored = Polynomial.of([labels[block[0]] for block in half.propagating], width)
     placed = Polynomial.of([labels[block[0]] for block in half.propagating + half.closed], width)
     whole = Polynomial.of(labels, width)
-    return Work(stored + placed, whole + placed, placed, 2 * count)
+    return Work(stored + placed, whole + placed, placed, 2 * count, placed)
 
 
 @dataclass(frozen=True, slots=True)

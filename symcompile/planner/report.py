@@ -64,7 +64,7 @@ class Figures:
         flops: operations; a multiply-add is two.
         bytes: read and written.
         peak: most bytes alive at once, weights left out.
-        seconds: what the machine model makes of bytes, flops and launches.
+        seconds: what the machine model makes of bytes, flops, launches and new arrays.
     """
 
     reductions: int | None
@@ -323,6 +323,7 @@ def _figures(
     peak: int,
 ) -> Figures:
     moved, flops = work.moved.at(sizes) * objective.itemsize, work.flops.at(sizes)
+    new = work.new.at(sizes) * objective.itemsize
     return Figures(
         reductions,
         mixes,
@@ -330,7 +331,7 @@ def _figures(
         flops,
         moved,
         peak * objective.itemsize,
-        objective.machine.seconds(moved, flops, work.launches),
+        objective.machine.seconds(moved, flops, work.launches, new),
     )
 
 
