@@ -10,7 +10,7 @@ A planner is any object with `choose(lattice) -> Choice`; users may pass their o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Protocol, runtime_checkable
@@ -36,6 +36,9 @@ __all__ = [
 
 AUTO_EDGE_LIMIT = 4000
 """`auto` solves the integer program of lattices with at most this many edges."""
+
+_ROUNDING = 1e-12
+"""Costs that differ by less, relative, are the same sum in another order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,32 +133,58 @@ def _is_number(value: object) -> bool:
 def choose_greedy(lattice: Lattice) -> Choice:
     """Cheapest parents among what is needed, then helpers one by one while they pay.
 
-    A helper's gain is what its children save by it, less its own cheapest edge.
+    Helpers taken early may turn out to be in the way of better ones. So each is left out once,
+    others are taken in its place, and what is cheaper stays, until nothing is.
     """
-    incoming = _incoming(lattice)
-    outgoing: dict[int, list[Edge]] = {}
-    for edge in lattice.edges:
-        outgoing.setdefault(edge.parent, []).append(edge)
-    made = set(lattice.needed) | {0}
-    best = {node: _cheapest(incoming[node], made) for node in made - {0}}
-    spare = set(range(len(lattice.nodes))) - made
+    edges = _Edges(lattice)
+    found = _with_helpers(lattice, edges, set())
+    cost = cost_of(lattice, found)
+    pending = _helpers(lattice, found)
+    while pending:
+        helper = pending.pop(0)
+        kept = set(_helpers(lattice, found)) - {helper}
+        other = _with_helpers(lattice, edges, kept, without=helper)
+        if cost_of(lattice, other) < cost * (1 - _ROUNDING):
+            found, cost = other, cost_of(lattice, other)
+            pending = _helpers(lattice, found)
+    return found
+
+
+def _helpers(lattice: Lattice, choice: Choice) -> list[int]:
+    return [child for child, _ in choice.parents if child not in lattice.needed]
+
+
+def _with_helpers(
+    lattice: Lattice, edges: _Edges, helpers: Collection[int], without: int = 0
+) -> Choice:
+    """Helpers, and more of them one by one while they pay.
+
+    A helper's gain is what its children save by it, less its own cheapest edge.
+
+    Args:
+        helpers: those taken from the start.
+        without: one that is not taken.
+    """
+    made = set(lattice.needed) | {0, *helpers}
+    best = {node: _cheapest(edges.incoming[node], made) for node in made - {0}}
+    spare = set(range(len(lattice.nodes))) - made - {without}
     while spare:
         gains = []
         for helper in sorted(spare):
             saved = sum(
                 max(0.0, best[edge.child].cost - edge.cost)
-                for edge in outgoing.get(helper, ())
+                for edge in edges.outgoing.get(helper, ())
                 if edge.child in best
             )
-            gains.append((saved - _cheapest(incoming[helper], made).cost, -helper))
+            gains.append((saved - _cheapest(edges.incoming[helper], made).cost, -helper))
         gain, negative = max(gains)
-        if gain <= 1e-12 * sum(edge.cost for edge in best.values()):
+        if gain <= _ROUNDING * sum(edge.cost for edge in best.values()):
             break
         helper = -negative
         spare.discard(helper)
         made.add(helper)
-        best[helper] = _cheapest(incoming[helper], made)
-        for edge in outgoing.get(helper, ()):
+        best[helper] = _cheapest(edges.incoming[helper], made)
+        for edge in edges.outgoing.get(helper, ()):
             if edge.child in best and edge.cost < best[edge.child].cost:
                 best[edge.child] = edge
     return Choice(_pairs(lattice, best), "greedy")
@@ -273,11 +302,15 @@ def _closed_form(lattice: Lattice) -> Choice:
     return Choice(choice, "closed form", sum(edge.cost for edge in best.values()))
 
 
-def _incoming(lattice: Lattice) -> dict[int, list[Edge]]:
-    incoming: dict[int, list[Edge]] = {}
-    for edge in lattice.edges:
-        incoming.setdefault(edge.child, []).append(edge)
-    return incoming
+class _Edges:
+    """The edges of a lattice by child, cheapest first, and by parent."""
+
+    def __init__(self, lattice: Lattice) -> None:
+        self.incoming: dict[int, list[Edge]] = {}
+        self.outgoing: dict[int, list[Edge]] = {}
+        for edge in lattice.edges:
+            self.incoming.setdefault(edge.child, []).append(edge)
+            self.outgoing.setdefault(edge.parent, []).append(edge)
 
 
 def _cheapest(edges: list[Edge], made: set[int]) -> Edge:
