@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from symcompile.cost.memory import Footprint, footprint, peak_entries
 from symcompile.cost.objective import Objective
-from symcompile.ir import Program
+from symcompile.ir import Program, readers_of
 from symcompile.planner.decisions import Schedule
 
 __all__ = ["EXACT_OPS", "plan_schedule", "reorder"]
@@ -63,9 +63,8 @@ def _depth_first(program: Program) -> tuple[int, ...]:
             else:
                 done.setdefault(stack.pop(), None)
 
-    read = {arg for op in program.ops for arg in op.args}
-    for number in range(len(program.ops)):
-        if number not in read:
+    for number, readers in enumerate(readers_of(program)):
+        if not readers:
             visit(number)
     return tuple(done)
 
@@ -75,10 +74,7 @@ def _greedy(program: Program, facts: Footprint) -> tuple[int, ...]:
     import heapq
 
     missing = [len(set(op.args)) for op in program.ops]
-    readers: list[list[int]] = [[] for _ in program.ops]
-    for number, op in enumerate(program.ops):
-        for arg in set(op.args):
-            readers[arg].append(number)
+    readers = readers_of(program)
     waiting: dict[int, int] = {}
     touching: dict[int, list[int]] = {}
     for number, reads in enumerate(facts.reads):
@@ -113,7 +109,7 @@ def _greedy(program: Program, facts: Footprint) -> tuple[int, ...]:
                 for reader in touching[source]:
                     if reader not in done and not missing[reader]:
                         heapq.heappush(ready, (growth(reader), reader))
-        for reader in readers[number]:
+        for reader in dict.fromkeys(readers[number]):
             missing[reader] -= 1
             if not missing[reader]:
                 heapq.heappush(ready, (growth(reader), reader))
