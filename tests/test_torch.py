@@ -547,19 +547,19 @@ def test_the_gradient_of_a_mean_is_divided_before_it_is_repeated() -> None:
 LARGE = {"w": ("a", "b")}
 
 
-def large(dtype: Any = torch.float32, batch: int = 8, **options: Any) -> tuple[Any, Any]:
-    """A layer whose one large product just goes through a convolution, and its input."""
+def large(dtype: Any = torch.float32, batch: int = 4, **options: Any) -> tuple[Any, Any]:
+    """A layer whose one large product just goes through oneDNN, and its input."""
     torch.manual_seed(0)
     layer = sc.compile(LARGE, in_channels=16, out_channels=16, **options).to(dtype)
     return layer, {"w": torch.randn(batch, 64, 64, 16, dtype=dtype, requires_grad=True)}
 
 
-def convolutions(run: Any) -> int:
+def by_onednn(run: Any, name: str = "mkldnn._linear") -> int:
     found = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if "convolution" in str(func):
+            if name in str(func):
                 found.append(func)
             return func(*args, **(kwargs or {}))
 
@@ -568,17 +568,44 @@ def convolutions(run: Any) -> int:
     return len(found)
 
 
-def test_a_large_product_is_a_convolution_and_a_small_one_is_not() -> None:
+def test_a_large_product_is_by_onednn_and_a_small_one_is_not() -> None:
     layer, x = large()
-    assert convolutions(lambda: layer(x)) == 1
-    assert convolutions(lambda: layer({"w": x["w"][:7]})) == 0
+    assert by_onednn(lambda: layer(x)) == 1
+    assert by_onednn(lambda: layer({"w": x["w"][:3]})) == 0
     double, wide = large(torch.float64)
-    assert convolutions(lambda: double(wide)) == 0
+    assert by_onednn(lambda: double(wide)) == 0
 
 
+def test_large_products_do_without_onednn() -> None:
+    layer, x = large()
+    expected = layer(x)["w"]
+    module = sys.modules[type(layer).__module__]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_LINEAR", None)
+        assert by_onednn(lambda: close(layer(x)["w"], expected, rtol=1e-5, atol=1e-5)) == 0
+        assert by_onednn(lambda: layer(x), "convolution") == 1
+
+
+WIDE = {"w": ("a", sc.Fixed(40))}
+"""Of more channels than rows: gradients of weights take another way."""
+
+
+def test_a_wide_product_without_index_axes_is_by_onednn() -> None:
+    layer = sc.compile(WIDE, in_channels=16, out_channels=16)
+    x = torch.randn(16, 3, 40, 16)
+    assert by_onednn(lambda: layer({"w": x})) == 2
+
+
+@pytest.mark.parametrize("spec", [LARGE, WIDE], ids=str)
 @pytest.mark.parametrize("bound", [True, False])
-def test_large_products_have_the_values_and_gradients_of_small_ones(bound: bool) -> None:
-    layer, x = large(sizes={"a": 64, "b": 64} if bound else None)
+def test_large_products_have_the_values_and_gradients_of_small_ones(bound: bool, spec: Any) -> None:
+    layer, x = large()
+    if spec is WIDE:
+        layer = sc.compile(WIDE, in_channels=16, out_channels=16, dtype="float32")
+        x = {"w": torch.randn(2, 64, 40, 16, requires_grad=True)}
+    elif bound:
+        layer = large(sizes={"a": 64, "b": 64})[0]
+    assert by_onednn(lambda: layer(x)) >= 1
     double, wide = copy.deepcopy(layer).double(), {"w": x["w"].detach().double()}
     wide["w"].requires_grad_()
     results = []
@@ -587,7 +614,8 @@ def test_large_products_have_the_values_and_gradients_of_small_ones(bound: bool)
         grads = torch.autograd.grad(
             (y**3).sum(), [given["w"], *one.parameters()], create_graph=True
         )
-        second = torch.autograd.grad(grads[0].square().sum(), [given["w"], one.mix_a_b])
+        weight = one.mix_a if spec is WIDE else one.mix_a_b
+        second = torch.autograd.grad(grads[0].square().sum(), [given["w"], weight])
         results.append([y, *grads, *second])
     for found, expected in zip(*results, strict=True):
         scale = expected.abs().max()

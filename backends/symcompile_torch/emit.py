@@ -226,22 +226,79 @@ _PRODUCT = '''\
 def _product(x, weight):
     """x @ weight.
 
-    On CPU a large product of few channels is several times as fast as a convolution of size one,
-    which goes through oneDNN, than through BLAS.
+    On CPU oneDNN makes large products of float32 several times as fast as BLAS: those of few
+    channels on any processor, all others where BLAS is tuned for another one.
     """
+    # An exported program serves batches of any size, so it must not choose by size.
     if x.dtype is not torch.float32 or x.device.type != "cpu" or _exporting():
         return x @ weight
-    rows = x.numel() // x.shape[-1]
-    if rows < 512 or rows * weight.numel() < 2**23:
+    if x.numel() * weight.shape[1] < 2**22:
         return x @ weight
+    if _LINEAR is not None and not _transformed():
+        return _Product.apply(x, weight)
+    rows = x.numel() // x.shape[-1]
+    if rows < 512:
+        return x @ weight
+    # A convolution of size one goes through oneDNN too, and every transform knows it.
     image = x.reshape(1, rows, 1, -1).permute(0, 3, 1, 2)
     y = nn.functional.conv2d(image, weight.t()[:, :, None, None]).permute(0, 2, 3, 1)
-    # To autograd this is no view, as the result of @ is none: sums in place need no copies.
     return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[1]))
 
 
-# An exported program serves batches of any size, so it must not choose by size.
+def _outer(x, grad):
+    """The gradient of a weight: over all rows, the sum of products of x and grad."""
+    x, grad = (part.reshape(-1, part.shape[-1]) for part in (x, grad))
+    if len(x) < 4 * x.shape[1]:
+        return _product(x.t(), grad)
+    # Many rows of few channels: as the gradient of a convolution of size one.
+    images = [part[None, :, None].permute(0, 3, 1, 2) for part in (grad, x)]
+    kernel = x.new_empty((grad.shape[1], x.shape[1], 1, 1))
+    options = None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, False)
+    found = torch.ops.aten.convolution_backward(*images, kernel, *options)[1]
+    return found[:, :, 0, 0].t()
+
+
+class _Product(torch.autograd.Function):
+    """x @ weight by oneDNN, which knows no derivative of it."""
+
+    @staticmethod
+    def forward(x, weight):
+        y = _LINEAR(x.reshape(-1, x.shape[-1]), weight.t(), None, "none", [], "")
+        # To autograd this is no view, as the result of @ is none: sums in place need no copies.
+        return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[1]))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        to_x, to_weight = ctx.needs_input_grad
+        return (
+            _product(grad, weight.t()) if to_x else None,
+            _outer(x, grad) if to_weight else None,
+        )
+
+    @staticmethod
+    def jvp(ctx, to_x, to_weight):
+        x, weight = ctx.saved_tensors
+        parts = [] if to_x is None else [_product(to_x, weight)]
+        return sum(parts if to_weight is None else [*parts, _product(x, to_weight)])
+
+
+# Missing where PyTorch is built without oneDNN, or names it otherwise.
+_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_in_transform = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+def _transformed():
+    """Whether this call is compiled or taken apart by torch.func."""
+    return torch.compiler.is_compiling() or _in_transform()
 
 
 '''

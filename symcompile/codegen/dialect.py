@@ -75,7 +75,7 @@ class Dialect(Protocol):
         """Side by side along the channels."""
 
     def product(self, value: str, weight: str, *, large: bool) -> str:
-        """Channels times a matrix; `large` if there are index axes."""
+        """Channels times a matrix; `large` if there are index axes or very many channels."""
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         """A reduction over `axes`, of `count` entries each.

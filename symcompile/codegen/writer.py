@@ -54,6 +54,9 @@ _TERMS = 8
 _LINE = 88
 """Longest statement written in one line."""
 
+_WIDE = 2**18
+"""Entries of a weight whose products are large whatever the batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class SourceParts:
@@ -336,7 +339,13 @@ class _Writer:
 
     def _product(self, text: str, weight: str, number: int) -> str:
         """The product that value `number` is."""
-        return self.dialect.product(text, weight, large=bool(self.types[number].labels))
+        return self.dialect.product(text, weight, large=self._is_large(number))
+
+    def _is_large(self, number: int) -> bool:
+        """Whether a product may be large enough, with batch axes, to look for the fastest way."""
+        (arg, *_) = self.program.ops[number].args
+        weight = self.types[arg].width * self.types[number].width
+        return bool(self.types[number].labels) or weight >= _WIDE
 
     def _joined(self, args: Sequence[int]) -> str:
         """Values side by side along the channels, in the dtype of the computation."""
