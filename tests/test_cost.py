@@ -138,6 +138,18 @@ def test_figures_of_random_layers_are_those_of_the_running_code(case, optimize):
     assert [work.flops.at(case.sizes), work.launches] == [counted.flops, counted.launches], log
 
 
+def test_an_input_that_no_term_reads_is_not_moved():
+    """Its fixed axes come first: to fold them into the channels would copy it."""
+    spec = {"c": (F(3), "a"), "d": ("a",)}
+    layer = built(spec, None, terms=lambda output, input, diagram: input == ("d",))
+    counted, log = metered(layer, {"c": torch.ones(1, 3, 4, 2), "d": torch.ones(1, 4, 2)})
+    figures = layer.plan.planned
+    assert (figures.launches, figures.bytes) == (
+        counted.launches,
+        4 * (counted.read + counted.written),
+    ), log
+
+
 KERNELS = {
     "aten::mean",
     "aten::sum",

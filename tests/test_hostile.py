@@ -114,6 +114,9 @@ FUNCTIONS = {
             "arange",
             "index_put_",
             "_side_by_side",
+            "_can_move",
+            "__setstate__",
+            "is_shared",
             "_lay_out",
             "_apply",
             "apply",
@@ -183,7 +186,7 @@ def harmless(source: str, backend: str) -> None:
     for name in identifiers(source):
         assert name.isascii()
         assert len(name) < 80
-        assert not name.startswith("__") or name == "__init__" or name == "__name__"
+        assert not name.startswith("__") or name in ("__init__", "__name__", "__setstate__")
         assert name != "PWNED"
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):  # only the templates' own, which hold no spec text

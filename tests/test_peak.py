@@ -28,9 +28,9 @@ BATCH = 32
 class Live(TorchDispatchMode):
     """Bytes of the storages that are alive, and the most there ever were."""
 
-    def __init__(self, given):
+    def __init__(self, given, weights=()):
         super().__init__()
-        self.known = {}
+        self.known = {weight.untyped_storage()._cdata: None for weight in weights}
         self.live = self.peak = 0
         for tensor in given:
             self.follow(tensor)
@@ -56,16 +56,16 @@ class Live(TorchDispatchMode):
         return result
 
 
-def measured_peak(layer, spec, sizes, channels):
-    tree = inputs(spec, channels, (BATCH,), sizes, dtype=np.float32)
+def measured_peak(layer, spec, sizes, channels, batch=BATCH):
+    tree = inputs(spec, channels, (batch,), sizes, dtype=np.float32)
     parsed = parse_spec(spec)
     leaves = [torch.from_numpy(leaf) for leaf in flatten_like(parsed, tree)]
     x = unflatten(parsed, leaves)
     gc.collect()
-    with torch.no_grad(), Live(leaves) as live:
+    with torch.no_grad(), Live(leaves, layer.parameters()) as live:
         y = layer(x)
     del y
-    return live.peak / BATCH
+    return live.peak / batch
 
 
 CASES = [

@@ -120,12 +120,15 @@ _LAY_OUT = '''\
         self._lay_out()
         return self
 
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._lay_out()
+
     def _lay_out(self):
         """Put weights that are read at once side by side in memory, if plain parameters."""
         for names in STACKS:
             parts = [self._parameters.get(name) for name in names]
-            plain = all(type(part) is nn.Parameter for part in parts)
-            if plain and not _side_by_side(parts):
+            if all(type(part) is nn.Parameter for part in parts) and _can_move(parts):
                 whole = torch.cat([part.detach().flatten() for part in parts])
                 for part, new in zip(parts, whole.split([part.numel() for part in parts])):
                     part.data = new.view(part.shape)
@@ -153,6 +156,13 @@ def _side_by_side(parts):
             return False
         place += part.nbytes
     return True
+
+
+def _can_move(parts):
+    """True of parameters that lie apart, are alike, and are shared with no other process."""
+    kinds = {(part.dtype, part.device) for part in parts}
+    shared = any(part.is_shared() for part in parts if part.device.type == "cpu")
+    return len(kinds) == 1 and not shared and not _side_by_side(parts)
 
 
 class _SideBySide(torch.autograd.Function):
@@ -183,12 +193,14 @@ def _fill(layer, entries, size):
     """Entries at their places, zeros elsewhere."""
     places = layer._places
     if places.device != entries.device:  # a layer on the meta device was loaded
-        places = places.to(entries.device)
-        if not torch.compiler.is_compiling():
+        with torch.inference_mode(False):
+            places = places.to(entries.device)
+        if not (places.is_meta or torch.compiler.is_compiling()):
             layer._places = places
     return entries.new_zeros(size).index_put_((places,), entries)
 
 
+@torch.inference_mode(False)
 def _places(layer):
     """The place of every entry of `STACKS[-1]` in the matrices of `FILLED`, one after another."""
     weights = [(name, getattr(layer, name)) for name in STACKS[-1]]

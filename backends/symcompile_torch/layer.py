@@ -7,6 +7,7 @@ the process that loads it needs no file of ours.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -41,7 +42,27 @@ class TorchLayer(CompiledLayer, nn.Module):
         return emit(self.compiled)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _rebuild, (self.compiled,), self.__dict__
+        self._own_weights()
+        # Places are worked out anew.
+        state = {key: value for key, value in self.__dict__.items() if key != "_places"}
+        return _rebuild, (self.compiled,), state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TorchLayer:
+        memo[id(self.compiled)] = self.compiled
+        layer = memo[id(self)] = _rebuild(self.compiled)
+        layer.__setstate__(deepcopy(self.__dict__, memo))  # type: ignore[no-untyped-call]
+        return layer
+
+    def _own_weights(self) -> None:
+        """Give every weight a storage of its own, unless another process shares it.
+
+        pickle writes the whole storage for every tensor that views it. From then on the layer
+        brings weights that are read at once together on every call, until it is next moved.
+        """
+        for weight in self.parameters(recurse=False):
+            shared = weight.device.type == "cpu" and weight.is_shared()  # type: ignore[no-untyped-call]
+            if weight.untyped_storage().nbytes() > weight.nbytes and not shared:
+                weight.data = weight.data.clone()
 
     def extra_repr(self) -> str:
         return self.describe()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from symcompile.codegen.compiled import Compiled
 from symcompile.codegen.dialect import Dialect
-from symcompile.ir import Tensor
+from symcompile.ir import Input, Tensor
 from symcompile.names import Namer
 from symcompile.spec import (
     Atom,
@@ -41,6 +41,7 @@ class Layout:
         self._namer = namer
         self._known = dict(compiled.program.sizes)
         self.inputs = [namer(name, "x") for name in _short_names(compiled.program.inputs)]
+        self.used = sorted({op.tensor for op in compiled.program.ops if isinstance(op, Input)})
         self.outputs = [namer(f"out_{name}") for name in _short_names(compiled.program.outputs)]
         labels = dict.fromkeys((*compiled.spec.labels, *compiled.out_spec.labels))
         self._sizes = {label: namer(f"n_{label}", "n") for label in labels}
@@ -55,7 +56,7 @@ class Layout:
         return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
 
     def read(self) -> list[str]:
-        """From `leaves`, a list of tensors, to checked, folded values of one dtype."""
+        """From `leaves`, a list of tensors, to checked values, folded where they are used."""
         tensors = self._compiled.program.inputs
         lines = [f"{wrapped(self.inputs, bare=True)} = leaves"]
         lines.append(f"batch = tuple({self.inputs[0]}.shape[:-{len(tensors[0].axes) + 1}])")
@@ -70,8 +71,8 @@ class Layout:
             lines.append(f"{self._sizes[label]} = {text}")
         for index, (name, tensor) in enumerate(zip(self.inputs, tensors, strict=True)):
             lines.append(f"_check({index}, {name}, {self._stored(tensor)})")
-        for name, tensor in zip(self.inputs, tensors, strict=True):
-            lines += self._fold(name, tensor)
+        for index in self.used:
+            lines += self._fold(self.inputs[index], tensors[index])
         return lines
 
     def write(self, text: str, tensor: int) -> list[str]:

@@ -65,7 +65,7 @@ class SourceParts:
     Attributes:
         tensors: one literal per input: (path, number of stored axes).
         read: statements from `leaves` (a list of tensors) to checked and folded inputs.
-        inputs: names of the inputs.
+        inputs: names of the inputs that are used: `terms=` may leave some out.
         reduces: whether `wide`, the dtype that reductions accumulate in, is used.
         compute: statements from inputs to outputs.
         result: the expression of the output tree.
@@ -139,7 +139,7 @@ class _Writer:
         return SourceParts(
             tuple(f"({t.path!r}, {len(t.axes)})" for t in self.program.inputs),
             tuple(self.layout.read()),
-            tuple(self.layout.inputs),
+            tuple(self.layout.inputs[index] for index in self.layout.used),
             any(isinstance(op, Reduce) for op in self.program.ops),
             tuple(self.lines),
             result,

@@ -4,7 +4,7 @@ In: a Program and sizes. Out: the entries alive after and during every op, for o
 share the storage of what they view; a storage dies after the last reader of its last view.
 
 The one thing to know: inputs belong to the caller and live throughout, outputs from when they are
-written; weights are not counted, they do not depend on the batch.
+written; weights are the layer's own and not counted, but matrices filled with them are, throughout.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Footprint:
         made: entries of the storage each op makes; 0 for a view.
         transient: entries needed on top, only while the op runs.
         reads: the storages each op reads, named by the op that made them.
-        held: entries alive throughout: the inputs.
+        held: entries alive throughout: the inputs, and matrices filled with weights.
         kept: storages that outlive the program: the outputs.
     """
 
@@ -49,7 +49,7 @@ def footprint(program: Program, sizes: Mapping[Label, int]) -> Footprint:
     # The ops that made where a value lives: none for the caller's arrays, several for a stack that
     # is not written before it is read.
     storage: list[frozenset[int]] = []
-    held = 0
+    held = sum(prod(filled.shape) for filled in program.filled)
     for number, op in enumerate(program.ops):
         new, extra = accountant.storage_of(number)
         made.append(new.at(sizes))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 from symcompile.cost.objective import Objective
+from symcompile.cost.work import work_of
 from symcompile.errors import PlanError, ProgramError
 from symcompile.ir import Program, diagrams_of, verify
 from symcompile.passes.batch import batch_mixes, plan_batches
@@ -41,6 +41,8 @@ __all__ = [
 ]
 
 Pass = Callable[[Program], Program]
+
+_DEARER = "the whole layer costs less without filled matrices"
 
 _NO_ROOM = "for memory_limit: what is mixed at once is alive at once"
 
@@ -73,6 +75,11 @@ class Optimized:
         """The program after the last pass."""
         return self.stages[-1][1]
 
+    @property
+    def filled(self) -> bool:
+        """Whether any pieces are blocks of a matrix."""
+        return any(plan.chosen == "filled" for plan in self.fills)
+
 
 def optimize(
     program: Program, planner: Planner, objective: Objective, memory_limit: int | None = None
@@ -95,17 +102,30 @@ def optimize(
         ProgramError: a verified pass changed what the program computes.
     """
     done = _planned(program, planner, objective)
+    if done.filled:
+        # Scores see one cover at a time; what it changes elsewhere only the whole layer shows.
+        pieces = _planned(program, planner, objective, fills=_DEARER)
+        done = min(done, pieces, key=lambda one: _score(one, objective))
     if memory_limit is None or _peak(done, objective) <= memory_limit:
         return done
     tried = [done]
-    goals = dict.fromkeys((objective.minimize, "peak", "bytes"))
-    for minimize, fills in product(goals, (True, False)):
+    for minimize in dict.fromkeys((objective.minimize, "peak", "bytes")):
         goal = replace(objective, minimize=minimize)
-        done = _planned(program, planner, goal, batches=False, fills=fills)
-        if _peak(done, objective) <= memory_limit:
-            return done
-        tried.append(done)
+        for fills in ("", _NO_ROOM):
+            if fills and not tried[-1].filled:
+                continue
+            done = _planned(program, planner, goal, batches=_NO_ROOM, fills=fills)
+            if _peak(done, objective) <= memory_limit:
+                return done
+            tried.append(done)
     raise _refusal(memory_limit, tried, objective)
+
+
+def _score(done: Optimized, objective: Objective) -> float:
+    """What was to be least, of the whole layer."""
+    if objective.minimize == "peak":
+        return _peak(done, objective)
+    return objective.total(work_of(done.program), done.program)
 
 
 def _planned(
@@ -113,10 +133,14 @@ def _planned(
     planner: Planner,
     objective: Objective,
     *,
-    batches: bool = True,
-    fills: bool = True,
+    batches: str = "",
+    fills: str = "",
 ) -> Optimized:
-    """All passes for one objective, with or without batched mixes and filled matrices."""
+    """All passes for one objective.
+
+    Args:
+        batches, fills: why there are to be no batched mixes, no filled matrices; or empty.
+    """
     run = _Run(program)
     run.apply(share_equal)
     run.apply(mix_before_spread)
@@ -125,8 +149,8 @@ def _planned(
     parents = {plan.tensor: plan.parents for plan in reductions}
     run.apply(lambda stage: share_reductions(stage, parents), "share_reductions")
     covers = plan_fills(run.program, objective)
-    if not fills:
-        covers = tuple(plan.one_by_one(_NO_ROOM) for plan in covers)
+    if fills:
+        covers = tuple(plan.one_by_one(fills) for plan in covers)
     run.apply(lambda stage: fill_mixes(stage, covers), "fill_mixes")
     mixes = plan_mixes(run.program, objective)
     run.apply(lambda stage: form_mixes(stage, mixes), "form_mixes")
@@ -136,8 +160,8 @@ def _planned(
     run.apply(lambda stage: sum_before_spread(stage, targets), "sum_before_spread")
     run.apply(sum_in_place)
     groups = plan_batches(run.program, objective)
-    if not batches:
-        groups = tuple(plan.one_by_one(_NO_ROOM) for plan in groups)
+    if batches:
+        groups = tuple(plan.one_by_one(batches) for plan in groups)
     run.apply(lambda stage: batch_mixes(stage, groups), "batch_mixes")
     schedule = plan_schedule(run.program, objective)
     run.apply(lambda stage: reorder(stage, schedule.order), "schedule")

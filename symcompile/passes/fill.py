@@ -185,22 +185,32 @@ def _covers(program: Program, types: Sequence[Type]) -> list[_Cover]:
 
 
 def _pieces(program: Program, types: Sequence[Type]) -> Iterator[_Piece]:
-    """Mixes that a matrix could be filled with: of whole weights, from inputs to outputs."""
-    readers, shapes, levels = readers_of(program), dict(program.weights), levels_of(program)
-    uses = Counter(op.weight for op in program.ops if isinstance(op, Mix))
+    """Mixes that a matrix could be filled with: of whole weights, from inputs to outputs.
+
+    The only one of a signature meets no other.
+    """
+    shapes, levels = dict(program.weights), levels_of(program)
+    mixes = [
+        number
+        for number, op in enumerate(program.ops)
+        if isinstance(op, Mix)
+        and not levels[number]
+        and (op.rows, op.cols) == tuple((0, side) for side in shapes.get(op.weight, ()))
+    ]
+    signatures = Counter(types[number].labels for number in mixes)
+    mixes = [number for number in mixes if signatures[types[number].labels] > 1]
+    if not mixes:
+        return
+    readers = readers_of(program)
     lands: dict[int, list[object]] = {}
     for op in program.ops:
         if isinstance(op, Output):
             for landing in landings(program, op):
                 key = (op.tensor, landing.half, landing.axes)
                 lands.setdefault(landing.source, []).append(key)
-    for number, op in enumerate(program.ops):
-        if not isinstance(op, Mix) or not types[number].batched or levels[number]:
-            continue
-        shape = shapes.get(op.weight, ())
-        whole = (op.rows, op.cols) == tuple((0, side) for side in shape)
-        if not whole or uses[op.weight] > 1:
-            continue
+    for number in mixes:
+        op = program.ops[number]
+        assert isinstance(op, Mix)
         source = program.ops[op.args[0]]
         alone = isinstance(source, Concat) and len(readers[op.args[0]]) == 1
         features = source.args if alone else op.args
@@ -213,7 +223,7 @@ def _pieces(program: Program, types: Sequence[Type]) -> Iterator[_Piece]:
             start = piece.stop
         if start != types[number].width:
             parts = (number,)
-        if len(set(features)) == len(features) and all(len(lands.get(p, ())) == 1 for p in parts):
+        if all(len(lands.get(part, ())) == 1 for part in parts):
             yield _Piece(
                 number, op.weight, features, tuple((lands[part][0], part) for part in parts)
             )
