@@ -1,1 +1,1 @@
-"""Specs of common networks (`specs`) and small trained networks to try layers on (`zoo`)."""
+"""Small trained networks to try layers on (`zoo`), and the demo."""

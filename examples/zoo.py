@@ -23,9 +23,9 @@ import optax  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
-from examples.specs import Axis, Network, Shapes, Spec, cnn, mlp, rnn
 from symcompile.errors import ShapeError
 from symcompile.spec import Fixed
+from symcompile.specs import Axis, Network, Shapes, Spec, cnn, mlp, rnn
 
 __all__ = [
     "Digits",

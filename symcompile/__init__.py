@@ -24,12 +24,13 @@ from symcompile.errors import (
 from symcompile.spec.types import Fixed, PermSpec
 
 if TYPE_CHECKING:
-    from symcompile import terms
+    from symcompile import specs, terms
     from symcompile.api import compile, export, plan
     from symcompile.check import (
         check_backends,
         check_completeness,
         check_equivariance,
+        check_symmetry,
     )
     from symcompile.cost.machine import Machine
     from symcompile.spec import dump_spec, load_spec
@@ -55,6 +56,7 @@ __all__ = [
     "check_backends",
     "check_completeness",
     "check_equivariance",
+    "check_symmetry",
     "compile",
     "dump_spec",
     "export",
@@ -62,6 +64,7 @@ __all__ = [
     "load_weights",
     "plan",
     "save_weights",
+    "specs",
     "terms",
 ]
 
@@ -71,6 +74,7 @@ _LAZY = {
     "check_backends": "symcompile.check",
     "check_completeness": "symcompile.check",
     "check_equivariance": "symcompile.check",
+    "check_symmetry": "symcompile.check",
     "compile": "symcompile.api",
     "dump_spec": "symcompile.spec",
     "export": "symcompile.api",
@@ -82,8 +86,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "terms":
-        return import_module("symcompile.terms")
+    if name in ("specs", "terms"):
+        return import_module(f"symcompile.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'symcompile' has no attribute {name!r}")
     value = getattr(import_module(_LAZY[name]), name)

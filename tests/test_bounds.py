@@ -16,9 +16,9 @@ from itertools import pairwise
 import pytest
 
 import symcompile as sc
-from examples.specs import transformer
 from symcompile.api import compile_spec
 from symcompile.codegen import get_backend
+from symcompile.specs import transformer
 
 CHANNELS = {"in_channels": 1, "out_channels": 16}
 
@@ -146,7 +146,7 @@ def test_terms_grow_with_the_square_of_the_number_of_blocks_and_mixes_do_not():
 PLAN = """
 import gc, json, sys, time
 import symcompile as sc
-from examples.specs import transformer
+from symcompile.specs import transformer
 specs = {spec}
 for spec in specs:
     sc.plan(spec, in_channels=1, out_channels=16, **{options})  # imports, caches

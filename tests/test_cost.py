@@ -142,7 +142,7 @@ def test_an_input_that_no_term_reads_is_not_moved():
     """Its fixed axes come first: to fold them into the channels would copy it."""
     spec = {"c": (F(3), "a"), "d": ("a",)}
     layer = built(spec, None, terms=lambda output, input, diagram: input == ("d",))
-    counted, log = metered(layer, {"c": torch.ones(1, 3, 4, 2), "d": torch.ones(1, 4, 2)})
+    counted, log = metered(layer, {"c": torch.ones(1, 3, 3, 2), "d": torch.ones(1, 3, 2)})
     figures = layer.plan.planned
     assert (figures.launches, figures.bytes) == (
         counted.launches,

@@ -14,7 +14,8 @@ import pytest
 import sympy
 import yaml
 
-from examples import specs, zoo
+from examples import zoo
+from symcompile import specs
 from symcompile.errors import OptionError, ShapeError
 from symcompile.spec import Fixed, bind_specs, parse_spec, require_derivable
 
@@ -137,7 +138,7 @@ def test_sizes_that_mean_nothing_are_refused():
 
 
 def test_the_mlp_file_is_the_two_layer_mlp_with_every_axis_permuted():
-    text = (Path(specs.__file__).parent / "mlp.yaml").read_text()
+    text = (Path(zoo.__file__).parent / "mlp.yaml").read_text()
     names = {0: "input", 1: "hidden0", 2: "output"}
     named = jax.tree.map(lambda label: names[label], yaml.safe_load(text)["params"])
     spec = specs.mlp((3, 4, 5), permute_ends=True).spec

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 import symcompile as sc
 import symcompile.passes as passes
-from examples.specs import transformer
 from symcompile.api import compile_spec
 from symcompile.codegen import get_backend
 from symcompile.cost.machine import Machine
@@ -40,6 +39,7 @@ from symcompile.ir import (
 )
 from symcompile.passes import fill as filling
 from symcompile.passes.fill import fill_mixes, plan_fills
+from symcompile.specs import transformer
 from symcompile.terms import same_tensor
 from tests.laws.strategies import Case, cases
 from tests.meter import metered

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import symcompile as sc
-from examples.specs import mlp, transformer
 from symcompile import terms
 from symcompile.api import compile_spec
 from symcompile.ir import diagrams_of, verify
 from symcompile.lower import lower_factored, lower_reference
+from symcompile.specs import mlp, transformer
 from tests import test_init
 from tests.backend_cases import SPEC, inputs
 from tests.baselines import held_to_programs

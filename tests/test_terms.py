@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import symcompile as sc
-from examples.specs import transformer
 from symcompile import terms
 from symcompile.api import compile_spec
 from symcompile.diagrams import Diagram
 from symcompile.ir import diagrams_of, verify
 from symcompile.lower import lower_factored, lower_reference
 from symcompile.spec import parse_spec
+from symcompile.specs import transformer
 from symcompile.weights.cover import dense_pieces
 from tests.backend_cases import SPEC, inputs
 from tests.baselines import held_to_programs
