@@ -7,6 +7,7 @@ program: index axes that permutations act on, and one channel axis that also hol
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 from symcompile.spec import Axis, Fixed, Label, Leaf, Path, Perm
@@ -31,7 +32,7 @@ class Type:
     members: tuple[tuple[Label, ...], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tensor:
     """One input or output of a layer: an array of shape (*batch, *axes, channels).
 
@@ -45,32 +46,32 @@ class Tensor:
     axes: tuple[Axis, ...]
     channels: int
 
-    @property
+    @cached_property
     def leaf(self) -> Leaf:
         """The spec leaf this tensor was made from."""
         return Leaf(self.path, self.axes)
 
-    @property
+    @cached_property
     def atoms(self) -> tuple[Perm | Fixed, ...]:
         """Its axes after composite axes are split."""
         return self.leaf.atoms
 
-    @property
+    @cached_property
     def labels(self) -> tuple[Label, ...]:
         """Labels of its permuted axes, in storage order."""
         return self.leaf.labels
 
-    @property
+    @cached_property
     def fixed(self) -> tuple[int, ...]:
         """Sizes of its fixed axes, in storage order; they come before the channels in `width`."""
         return tuple(atom.size or 0 for atom in self.atoms if isinstance(atom, Fixed))
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Channels of the value inside the program: fixed axes folded into the channel axis."""
         return prod(self.fixed) * self.channels
 
-    @property
+    @cached_property
     def type(self) -> Type:
         """The type of the value inside the program."""
         return Type(self.labels, self.width)
