@@ -4,6 +4,7 @@ from symcompile.spec.bind import SizeSource, bind_specs, require_derivable, size
 from symcompile.spec.channels import resolve_channels
 from symcompile.spec.files import SpecFormat, dump_spec, dumps_spec, load_spec, loads_spec
 from symcompile.spec.parse import parse_spec
+from symcompile.spec.read import TreeReader
 from symcompile.spec.trees import flatten_like, lookup, unflatten
 from symcompile.spec.types import (
     Atom,
@@ -42,6 +43,7 @@ __all__ = [
     "PermSpec",
     "SizeSource",
     "SpecFormat",
+    "TreeReader",
     "axis_atoms",
     "bind_specs",
     "dump_spec",
