@@ -1,4 +1,4 @@
-"""What every test runs under: the number of threads, and hypothesis's profiles.
+"""What every test runs under: the number of threads, hypothesis's profiles, an empty folder.
 
 The one thing to know: HYPOTHESIS_PROFILE=dev looks for new counterexamples; the default, `ci`,
 tries the same examples on every run.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # pytest-xdist already runs one process per core; more threads in each only fight over the cores.
@@ -27,3 +30,14 @@ settings.register_profile(
 )
 settings.register_profile("dev", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to stand in, whose modules can be imported and are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(f"{tmp_path}{os.sep}"):
+            del sys.modules[name]

@@ -50,7 +50,7 @@ class UNFLayer(nn.Module):
     It is compiled once for each spec, its sizes and channel counts. As sizes are known, no weight
     is redundant: where a label permutes very few things, there are fewer of them.
 
-    Args:
+    Attributes:
         c_out, c_in: length of the channel axis of outputs and of inputs.
         weight_init: "unf" is UNF's N(0, 1 / (c_in * terms)), so that a network starts out as it
             did there; "scaled" keeps the variance of activations over many layers, as UNF's does

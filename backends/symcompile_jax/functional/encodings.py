@@ -101,7 +101,7 @@ def sinusoidal_encoding(spec: Any, x: Any, num_bands: int = 8, max_period: float
 
 
 def fourier_features(x: Any, matrix: Array) -> Any:
-    """[sin, cos](2π x B) of every entry's channels (Tancik et al., arXiv 2006.10739).
+    """`[sin, cos](2π x B)` of every entry's channels (Tancik et al., arXiv 2006.10739).
 
     `matrix` B is (channels in, n); 2 n channels come out.
 

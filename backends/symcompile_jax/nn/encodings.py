@@ -106,7 +106,7 @@ class SinusoidalEncoding(nnx.Module):
 
 
 class GaussianFourierFeatures(nnx.Module):
-    """[sin, cos](2 pi x B) of the channels of every entry (Tancik et al., arXiv 2006.10739).
+    """`[sin, cos](2 pi x B)` of the channels of every entry (Tancik et al., arXiv 2006.10739).
 
     Buffer: `frequencies` (in_channels, out_features / 2), which is B, of standard deviation
     `scale`, drawn once and not trained; the same for all tensors.

@@ -19,7 +19,7 @@ __all__ = ["GaussianFourierFeatureTransform", "IOSinusoidalEncoding", "LearnedPo
 
 
 class GaussianFourierFeatureTransform(nn.Module):
-    """[sin, cos](2π x B) of every entry's channels, B drawn once (Tancik et al., arXiv 2006.10739).
+    """`[sin, cos](2π x B)` of the channels, B drawn once (Tancik et al., arXiv 2006.10739).
 
     Args:
         in_channels: of the features.
