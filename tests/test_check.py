@@ -414,3 +414,8 @@ def test_equivariance_says_when_nothing_was_permuted():
     report = sc.check_equivariance(layer, sizes={0: 1, 1: 3})
     assert report.permuted == (1,)
     assert str(report).startswith("equivariant")
+
+
+def test_completeness_takes_the_sizes_of_fixed_axes_from_shapes():
+    report = sc.check_completeness({"w": (None, "a")}, shapes={"w": (3, 4)}, bias=False)
+    assert report.dimension == 3 * 3 * 2

@@ -140,7 +140,7 @@ def _build(
     full: dict[str, Any] = {"in_channels": 1, "out_channels": 1, "backend": "numpy", **options}
     shapes, out_shapes = full.pop("shapes", None), full.pop("out_shapes", None)
     source = parse_spec(spec)
-    target = source if out_spec is None else parse_spec(out_spec)
+    target = None if out_spec is None else parse_spec(out_spec)
     source, target = bind_specs(source, target, shapes, out_shapes, sizes)
     bound = _filled(source, target)
     entries = _entries(source, bound) * _entries(target, bound)
