@@ -659,6 +659,80 @@ def test_a_sum_in_place_after_a_large_product_copies_no_gradient() -> None:
     assert max(copied, default=0) < y.numel()
 
 
+def tall(dtype: Any = torch.float32, batch: int = 4) -> tuple[Any, Any]:
+    """A layer that takes a mean of many entries over its first axis, and its input."""
+    torch.manual_seed(0)
+    layer = sc.compile({"w": ("a", "b")}, in_channels=8, out_channels=2).to(dtype)
+    return layer, {"w": torch.rand(batch, 257, 128, 8, dtype=dtype, requires_grad=True)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_large_mean_over_an_outer_axis_is_a_product(dtype: Any) -> None:
+    layer, x = tall(dtype)
+    assert by_onednn(lambda: layer(x), "bmm") == 1
+    assert by_onednn(lambda: layer({"w": x["w"][:2]}), "bmm") == 0
+    # None of these: its entries would be rounded, or too many, or do not lie in order.
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert by_onednn(lambda: layer(x), "bmm") == 0
+    half, rounded = tall(torch.bfloat16)
+    assert by_onednn(lambda: half(rounded), "bmm") == 0
+    many = torch.rand(1025, 128, 8, dtype=dtype)
+    assert by_onednn(lambda: layer({"w": many}), "bmm") == 0
+    assert by_onednn(lambda: layer({"w": many[:1024]}), "bmm") == 1
+    assert by_onednn(lambda: layer({"w": many[:1024].movedim(0, 1)}), "bmm") == 0
+
+
+def test_large_means_have_the_values_and_gradients_of_small_ones() -> None:
+    layer, x = tall(torch.float64)
+    module = sys.modules[type(layer).__module__]
+    results = []
+    with pytest.MonkeyPatch.context() as patch:
+        for _ in range(2):
+            y = layer(x)["w"]
+            grads = torch.autograd.grad(
+                (y**3).sum(), [x["w"], *layer.parameters()], create_graph=True
+            )
+            second = torch.autograd.grad(grads[0].square().sum(), [x["w"], *layer.parameters()])
+            results.append([y, *grads, *second])
+            patch.setattr(module, "_by_product", lambda *args: False)
+    for found, expected in zip(*results, strict=True):
+        scale = expected.abs().max()
+        torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-13)
+    single = copy.deepcopy(layer).float()({"w": x["w"].float()})["w"]
+    close(single.double(), results[1][0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_a_large_mean_is_a_view() -> None:
+    layer, x = tall()
+    mean = sys.modules[type(layer).__module__]._mean(x["w"], -3, 257)
+    (grad,) = torch.autograd.grad(mean.sum(), x["w"])
+    assert grad.stride()[1] == 0
+    assert (grad == 1 / 257).all()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_large_means_under_transforms() -> None:
+    layer, x = tall(torch.float64)
+    x = {"w": x["w"].detach()}
+    expected = layer(x)["w"]
+    close(torch.func.vmap(layer)({"w": x["w"].unflatten(0, (2, 2))})["w"].flatten(0, 1), expected)
+    many = {name: torch.stack([w, w]) for name, w in weights_of(layer).items()}
+    both = torch.func.vmap(lambda w: with_weights(layer, w, x)["w"])(many)
+    close(both[1], expected)
+    bias = layer({"w": torch.zeros_like(x["w"])})["w"]
+    _, tangent = torch.func.jvp(lambda w: layer({"w": w})["w"], (x["w"],), (x["w"],))
+    close(tangent, expected - bias)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x["w"], x["w"])
+        tangent = torch.autograd.forward_ad.unpack_dual(layer({"w": dual})["w"]).tangent
+    close(tangent, expected - bias)
+    close(torch.compile(layer, fullgraph=True)(x)["w"], expected)
+    shapes = {"x": {"w": {0: torch.export.Dim("batch")}}}
+    program = torch.export.export(layer, (x,), dynamic_shapes=shapes).module()
+    close(program(x)["w"], expected)
+    assert program({"w": x["w"][:3]})["w"].shape[0] == 3
+
+
 def test_equal_layers_and_copies_are_of_one_class() -> None:
     one, other = make(), make()
     models = [one, other, copy.deepcopy(one), pickle.loads(pickle.dumps(other))]

@@ -97,7 +97,7 @@ def _orthogonal(noise):
 {reading}
 
 
-{side_by_side}{products}{means}def _common_dtype(leaves, weight):
+{side_by_side}{products}{means}{transformed}def _common_dtype(leaves, weight):
     """The dtype to compute in: the inputs', unless they are integers or the weights complex.
 
     Under autocast it is autocast's, as for any matrix product.
@@ -227,9 +227,49 @@ def _mean(x, dim, count, dtype=None):
 
     The gradient of torch's own is as large as `x`; this one divides first and repeats a view.
     """
+    if _by_product(x, dim, dtype):
+        return _Mean.apply(x, dim)
     if x.requires_grad and torch.is_grad_enabled():
         return x.sum(dim, dtype=dtype) / count
     return x.mean(dim, dtype=dtype)
+
+
+def _by_product(x, dim, dtype):
+    """Whether a mean is quickest as a product with ones: of a large array, over an outer axis."""
+    if type(dim) is not int or x.device.type != "cpu" or not x.is_contiguous():
+        return False
+    if x.dtype not in (torch.float32, torch.float64) or dtype not in (None, x.dtype):
+        return False
+    # Autocast would round what it multiplies.
+    if _transformed() or torch.is_autocast_enabled("cpu"):
+        return False
+    # A product sums in order: over more entries than this, float32 loses too much.
+    return x.numel() >= 2**20 and x.stride(dim) >= 2**10 and x.shape[dim] <= 2**10
+
+
+class _Mean(torch.autograd.Function):
+    """A mean over one axis as a product with ones, about twice as fast as torch's own on CPU."""
+
+    @staticmethod
+    def forward(x, dim):
+        before, count, after = x.shape[:dim], x.shape[dim], x.shape[dim + 1 :]
+        x = x.reshape(before.numel(), count, -1)
+        y = torch.bmm(x.new_ones((1, 1, count)).expand(len(x), 1, count), x).div_(count)
+        # To autograd this is no view, as the result of a mean is none.
+        return torch.ops.aten._unsafe_view(y, before + after)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.dim = inputs
+        ctx.shape = x.shape
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (grad / ctx.shape[ctx.dim]).unsqueeze(ctx.dim).expand(ctx.shape), None
+
+    @staticmethod
+    def jvp(ctx, to_x, _):
+        return to_x.mean(ctx.dim)
 
 
 '''
@@ -302,10 +342,13 @@ class _Product(torch.autograd.Function):
 
 # Missing where PyTorch is built without oneDNN, or names it otherwise.
 _LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-_in_transform = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
-
-
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+'''
+
+_TRANSFORMED = '''\
+_in_transform = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 def _transformed():
@@ -346,6 +389,9 @@ def emit(compiled: Compiled) -> str:
     default = ""
     if compiled.dtype is not None:
         default = f"        dtype = torch.{compiled.dtype} if dtype is None else dtype\n"
+    products, means = (
+        any(f"{helper}(" in line for line in parts.compute) for helper in ("_product", "_mean")
+    )
     return _TEMPLATE.format(
         header=header(compiled, "PyTorch"),
         name=compiled.name,
@@ -365,8 +411,9 @@ def emit(compiled: Compiled) -> str:
         lay_out=_lay_out(bool(stacks), bool(poured)),
         laid_out="        self._lay_out()\n" if stacked else "",
         side_by_side=(_FLAT if stacked else "") + (_FILL if poured else ""),
-        products=_PRODUCT if any("_product(" in line for line in parts.compute) else "",
-        means=_MEAN if any("_mean(" in line for line in parts.compute) else "",
+        products=_PRODUCT if products else "",
+        means=_MEAN if means else "",
+        transformed=_TRANSFORMED if products or means else "",
         read=block(parts.read, 8),
         cast=block((f"{name} = {name}.to(dtype)" for name in parts.inputs), 8),
         weights=block(weights, 8),
