@@ -7,7 +7,7 @@ list of diagrams, whose number the paper's own count confirms.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -55,6 +55,13 @@ def normal(perm_spec: Any, batch: tuple[int, ...] = (), **kind: Any) -> Any:
 
 
 # -- the interface -------------------------------------------------------------------------------
+
+
+class Dense(NamedTuple):
+    """A container that JAX knows; its fields are in no alphabetical order."""
+
+    w: Any
+    b: Any
 
 
 class Network(nn.Module):
@@ -343,6 +350,9 @@ def test_trees_of_tuples_and_lists() -> None:
         assert jax.tree.structure(y) == jax.tree.structure(params)
         assert shapes_of(jax.tree.leaves(y)) == [(3, 2, 3), (2, 3)]
     assert expected["w"].shape == (3, 2, 3)
+    _, named = call({"l": Dense((0, 1), (1,))}, {"l": Dense(w, b)})
+    assert type(named["l"]) is Dense
+    assert shapes_of(named["l"]) == Dense((3, 2, 3), (2, 3))
     with pytest.raises(sc.ShapeError):
         call(((0, 1), (1,), ()), (w, b))
 

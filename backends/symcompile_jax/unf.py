@@ -176,9 +176,16 @@ def _tuples_listed(spec: Any, params: Any) -> Any:
 def _like(params: Any, y: Any) -> Any:
     """The tree `y` in the containers of `params`."""
     places, structure = jax.tree_util.tree_flatten_with_path(params)
-    return jax.tree.unflatten(structure, [lookup(y, _plain(path)) for path, _ in places])
+    return jax.tree.unflatten(structure, [lookup(y, _plain(path, params)) for path, _ in places])
 
 
-def _plain(path: Sequence[Any]) -> Path:
-    """A path of JAX's as keys and indices."""
-    return tuple(key.key if hasattr(key, "key") else key.idx for key in path)
+def _plain(path: Sequence[Any], tree: Any) -> Path:
+    """A path of JAX's as keys and indices; a named tuple is a tuple."""
+    plain: list[Any] = []
+    for key in path:
+        if hasattr(key, "name"):
+            plain.append(tree._fields.index(key.name))
+        else:
+            plain.append(key.key if hasattr(key, "key") else key.idx)
+        tree = tree[plain[-1]]
+    return tuple(plain)
