@@ -6,6 +6,7 @@ true: where nfn no longer fails, the test does.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,83 @@ NETWORKS = {
     "cnn of 4": draw((1, 5, 6, 7, 4), ((3, 2), (2, 2), (1, 4), (2, 3))),
     "cnn with a linear end": draw((3, 5, 6, 4), ((3, 2), (2, 2), ())),
 }
+
+
+# -- names and arguments -------------------------------------------------------------------------
+
+
+OTHERWISE = {
+    ("NPLinear", "init_type"): "a default that keeps the variance of activations",
+    ("ChannelDropout", "process_matrix"): "a step of nfn's forward",
+}
+"""What is not as in nfn, and why."""
+
+
+def different(theirs: Any, ours: Any, name: str) -> list[str]:
+    """What a caller of nfn's class or function would miss in ours."""
+
+    def arguments(function: Any) -> list[tuple[Any, ...]]:
+        found = inspect.signature(function).parameters.values()
+        return [(p.name, p.kind, p.default) for p in found if (name, p.name) not in OTHERWISE]
+
+    def misses(function: Any, other: Any) -> bool:
+        known, all_ours = arguments(function), arguments(other)
+        # More arguments may follow, each with a default.
+        more = [default for _, _, default in all_ours[len(known) :]]
+        return all_ours[: len(known)] != known or inspect.Parameter.empty in more
+
+    missed = ["()"] if misses(theirs, ours) else []
+    methods = vars(theirs) if inspect.isclass(theirs) else {}
+    for method in methods:
+        if method.startswith("__") or (name, method) in OTHERWISE:
+            continue
+        known, other = getattr(theirs, method), getattr(ours, method, None)
+        if other is None or (callable(known) and misses(known, other)):
+            missed.append(method)
+    return missed
+
+
+PUBLIC = [
+    (package, ours, name)
+    for package, ours in ((nfn_common, common), (nfn_layers, layers))
+    for name, value in vars(package).items()
+    if not name.startswith("_") and not inspect.ismodule(value)
+]
+
+
+@pytest.mark.parametrize(("package", "ours", "name"), PUBLIC, ids=[name for *_, name in PUBLIC])
+def test_names_arguments_and_methods_are_nfns(package: Any, ours: Any, name: str) -> None:
+    assert name in ours.__all__
+    assert different(getattr(package, name), getattr(ours, name), name) == []
+
+
+def test_the_comparison_notices_what_is_missing() -> None:
+    class Theirs:
+        def __init__(self, spec: Any, channels: int, scale: float = 1) -> None: ...
+        def count(self, channels: int) -> int:
+            return channels
+
+    class NoMethod:
+        def __init__(self, spec: Any, channels: int, scale: float = 1) -> None: ...
+
+    class OtherDefault(Theirs):
+        def __init__(self, spec: Any, channels: int, scale: float = 2) -> None: ...
+
+    class OtherOrder(Theirs):
+        def __init__(self, channels: int, spec: Any, scale: float = 1) -> None: ...
+
+    class MoreNeeded(Theirs):
+        def __init__(self, spec: Any, channels: int, scale: float = 1, *, more: int) -> None: ...
+        def count(self, channel: int) -> int:
+            return channel
+
+    class More(Theirs):
+        def __init__(self, spec: Any, channels: int, scale: float = 1, more: int = 0) -> None: ...
+
+    assert different(Theirs, NoMethod, "") == ["count"]
+    assert different(Theirs, OtherDefault, "") == different(Theirs, OtherOrder, "") == ["()"]
+    assert different(Theirs, MoreNeeded, "") == ["()", "count"]
+    assert different(Theirs, More, "") == different(Theirs, Theirs, "") == []
 
 
 # -- from_nfn ------------------------------------------------------------------------------------
@@ -356,6 +434,29 @@ def test_programs_run_with_only_their_imports_changed(name: str) -> None:
             ], variable
     model = transplant(theirs["model"], ours["model"])
     close(model(ours["x"]), theirs["model"](theirs["x"]))
+
+
+def test_networks_that_are_no_chain() -> None:
+    """Skips make a layer wider than the one before it: what reads no neighbour takes them."""
+    torch.manual_seed(0)
+    shapes = [(8, 4), (8, 12), (3, 20)]
+    data = (
+        [torch.randn(3, 2, *shape) for shape in shapes],
+        [torch.randn(3, 2, out) for out, _ in shapes],
+    )
+    x, spec, ours_x, ours_spec = both(data)
+    for name in ALIKE.keys() - {"NPAttention", "NPAttention apart", "NPAttention rows"}:
+        arguments, options = ALIKE[name]
+        kind = name.partition(" ")[0]
+        theirs = trained(getattr(nfn_layers, kind)(spec, *arguments, **options))
+        ours = getattr(layers, kind)(ours_spec, *arguments, **options)
+        ours.load_state_dict(theirs.state_dict())
+        close(ours(ours_x), theirs(x))
+    close(layers.StatFeaturizer()(ours_x), nfn_layers.StatFeaturizer()(x), 1e-6)
+    theirs, ours = nfn_layers.Pointwise(spec, 2, 3), layers.Pointwise(ours_spec, 2, 3)
+    assert [leaf.shape for leaf in leaves(ours(ours_x))] == [
+        leaf.shape for leaf in leaves(theirs(x))
+    ]
 
 
 def test_a_program_trains() -> None:

@@ -411,13 +411,24 @@ def test_one_input_is_not_broadcast_to_many(name: str) -> None:
         ([(5, 3), (4, 6)], "does not follow the layer before it, which has 5 outputs"),
         ([(5, 3), (4, 10)], "does not follow"),  # a multiple, but no convolution before it
         ([(5, 3), (4,)], "does not follow"),
-        ([()], "expected .batch, channels, out, in"),
+        ([(5, 3, 2), (4, 12)], "does not follow"),  # no multiple of the convolution's channels
     ],
 )
 def test_layers_that_do_not_follow_are_refused(shapes: list[tuple[int, ...]], message: str) -> None:
-    weights = [torch.ones(1, 1, *shape) for shape in shapes]
-    with pytest.raises(ShapeError, match=message):
-        network_spec_from_wsfeat(WeightSpaceFeatures(weights, [None] * len(shapes)))
+    weights = [torch.ones(1, 2, *shape) for shape in shapes]
+    x = WeightSpaceFeatures(weights, [None] * len(shapes))
+    spec = network_spec_from_wsfeat(x)
+    for layer in (NPLinear(spec, 2, 1), HNPLinear(spec, 2, 1), NPAttention(spec, 2, 1)):
+        with pytest.raises(ShapeError, match=message):
+            layer(x)
+    for layer in (Pointwise(spec, 2, 2), NPAttention(spec, 2, 1, ablate_crossterm=True)):
+        y = layer(x)
+        assert [leaf.shape for leaf in leaves(y)] == [leaf.shape for leaf in leaves(x)]
+
+
+def test_tensors_with_too_few_axes_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"expected .batch, channels, out, in"):
+        network_spec_from_wsfeat(WeightSpaceFeatures([torch.ones(1, 1)], [None]))
 
 
 def test_specs_that_mean_nothing_are_refused() -> None:

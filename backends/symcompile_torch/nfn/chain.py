@@ -20,7 +20,17 @@ from torch import Tensor
 from symcompile.errors import ShapeError
 from symcompile_torch.nfn.common import NetworkSpec, WeightSpaceFeatures
 
-__all__ = ["Chain", "Layer", "chain_of", "fold", "known_io", "merge", "split", "unfold"]
+__all__ = [
+    "Chain",
+    "Layer",
+    "chain_of",
+    "fold",
+    "known_io",
+    "merge",
+    "require_chain",
+    "split",
+    "unfold",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +177,28 @@ def _require_ends(i: int, layer: Layer, x: Tensor, sizes: dict[int, int]) -> Non
                 f"{'outputs' if neurons else 'inputs'} of the network instead of "
                 f"{sizes[neurons]}; give features of the network that the spec was made of"
             )
+
+
+def require_chain(parts: WeightSpaceFeatures, chain: Chain) -> None:
+    """For layers that read neighbours: the neurons between two weights must be the same.
+
+    Args:
+        parts: as `split` gives them.
+
+    Raises:
+        ShapeError: the network is no chain.
+    """
+    sizes: dict[int, int] = {}
+    for i, (layer, weight) in enumerate(zip(chain.layers, parts.weights, strict=True)):
+        for neurons, size in zip(layer.neurons, weight.shape[2:], strict=False):
+            if sizes.setdefault(neurons, size) != size:
+                raise ShapeError(
+                    f"layer {i}: its weight of shape {tuple(weight.shape)} (batch, channels, out, "
+                    "in, *taps) does not follow the layer before it, which has "
+                    f"{sizes[neurons]} outputs; give the layers of a chain in order (only a linear "
+                    "layer after a convolution may have a multiple of its channels as inputs), or "
+                    "take layers that need no chain, as Pointwise and NPPool"
+                )
 
 
 def merge(

@@ -75,14 +75,15 @@ def network_spec_from_wsfeat(
 
     Layers follow one another: a weight's inputs are the outputs of the one before. A weight of one
     axis (of a norm) belongs to those outputs too. A linear layer after a convolution may have
-    several inputs for each of its channels: then a flatten lies between them.
+    several inputs for each of its channels: then a flatten lies between them. Networks that are no
+    chain have a spec too: layers that look at each tensor on its own take them, others raise.
 
     Args:
         wsfeat: weights (batch, channels, out, in, *taps) or (batch, channels, neurons).
         set_all_dims: give hidden axes their sizes too, as `UnflattenWeights` needs.
 
     Raises:
-        ShapeError: a tensor has too few axes, or layers do not follow one another.
+        ShapeError: a tensor has too few axes, or a bias is not of its weight's size.
 
     >>> import torch
     >>> weights = [torch.ones(1, 1, 8, 3, 5, 5), torch.ones(1, 1, 10, 8 * 16)]
@@ -109,12 +110,10 @@ def network_spec_from_wsfeat(
         last = not matrices or i >= matrices[-1]
         pixels = 1
         if len(shape) == 1:
-            if before and shape[0] != before[0]:
-                raise _does_not_follow(i, shape, before)
             weight_spec.append(ArraySpec(shape if set_all_dims or first or last else (-1,)))
             before = before or shape
         else:
-            pixels = _pixels(i, shape, before)
+            pixels = _pixels(shape, before)
             out = shape[0] if set_all_dims or last else -1
             into = shape[1] if set_all_dims or first else -1
             weight_spec.append(ArraySpec((out, into, *shape[2:]), pixels))
@@ -130,18 +129,7 @@ def network_spec_from_wsfeat(
     return NetworkSpec(weight_spec, bias_spec)
 
 
-def _pixels(i: int, shape: tuple[int, ...], before: tuple[int, ...]) -> int:
+def _pixels(shape: tuple[int, ...], before: tuple[int, ...]) -> int:
     """How many inputs of this weight come from each output of the one before."""
-    if not before or shape[1] == before[0]:
-        return 1
-    if len(before) > 2 and len(shape) == 2 and shape[1] % before[0] == 0:
-        return shape[1] // before[0]
-    raise _does_not_follow(i, shape, before)
-
-
-def _does_not_follow(i: int, shape: tuple[int, ...], before: tuple[int, ...]) -> ShapeError:
-    return ShapeError(
-        f"weights[{i}] of shape {shape} (out, in, *taps) does not follow the layer before it, "
-        f"which has {before[0]} outputs; give the layers of a chain in order (only a linear "
-        "layer after a convolution may have a multiple of its channels as inputs)"
-    )
+    flattened = len(before) > 2 and len(shape) == 2 and shape[1] % before[0] == 0
+    return shape[1] // before[0] if flattened else 1

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from symcompile.errors import OptionError
-from symcompile_torch.nfn.chain import chain_of, fold, merge, split, unfold
+from symcompile_torch.nfn.chain import chain_of, fold, merge, require_chain, split, unfold
 from symcompile_torch.nfn.common import NetworkSpec, WeightSpaceFeatures
 from symcompile_torch.nfn.layers.linear import ChannelLinear
 
@@ -83,6 +83,8 @@ class NPAttention(nn.Module):
 
     def forward(self, wsfeat: WeightSpaceFeatures) -> WeightSpaceFeatures:
         parts = split(wsfeat, self.chain)
+        if not self.ablate_crossterm:
+            require_chain(parts, self.chain)
         layers = self.chain.layers
         tensors = [*parts.weights, *(bias for bias in parts.biases if bias is not None)]
         sources = [(i, True) for i in range(len(layers))]

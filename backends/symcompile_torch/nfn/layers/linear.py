@@ -9,6 +9,7 @@ network's neurons. NP permutes every neuron, HNP all but inputs and outputs (Zho
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from math import sqrt
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from symcompile.spec import Path
 from symcompile.weights import Schema
 from symcompile.weights.rank import inner_width
 from symcompile_torch.layer import TorchLayer
-from symcompile_torch.nfn.chain import Chain, chain_of, known_io, merge, split
+from symcompile_torch.nfn.chain import Chain, chain_of, known_io, merge, require_chain, split
 from symcompile_torch.nfn.common import NetworkSpec, WeightSpaceFeatures
 
 __all__ = ["WEIGHT_LIMIT", "ChannelLinear", "HNPLinear", "NPLinear", "Pointwise"]
@@ -47,7 +48,9 @@ class _Compiled(nn.Module):
 
     def forward(self, wsfeat: WeightSpaceFeatures) -> WeightSpaceFeatures:
         """Features of `in_channels` to features of `out_channels`, the rest of the shapes kept."""
-        return self._apply_to(split(wsfeat, self.chain))
+        parts = split(wsfeat, self.chain)
+        require_chain(parts, self.chain)
+        return self._apply_to(parts)
 
     def _apply_to(self, parts: WeightSpaceFeatures) -> WeightSpaceFeatures:
         tree: dict[int, dict[str, Tensor]] = {}
@@ -113,6 +116,7 @@ class NPLinear(_Compiled):
 
     def forward(self, wsfeat: WeightSpaceFeatures) -> WeightSpaceFeatures:
         parts = split(wsfeat, self.chain, self._sizes)
+        require_chain(parts, self.chain)
         if not self.io_embed:
             return self._apply_to(parts)
         weights, biases = list(parts.weights), list(parts.biases)
@@ -173,6 +177,8 @@ class HNPLinear(_Compiled):
 class Pointwise(_Compiled):
     """Each tensor mixed over its channels and taps alone, the same at every pair of neurons.
 
+    No tensor reads another, so the network need not be a chain.
+
     >>> from symcompile_torch.nfn.common import network_spec_from_wsfeat
     >>> x = WeightSpaceFeatures([torch.ones(5, 4, 8, 3), torch.ones(5, 4, 2, 8)], [None, None])
     >>> Pointwise(network_spec_from_wsfeat(x), 4, 6)(x)
@@ -181,7 +187,10 @@ class Pointwise(_Compiled):
 
     def __init__(self, network_spec: NetworkSpec, in_channels: int, out_channels: int) -> None:
         super().__init__(network_spec, in_channels, out_channels)
-        self.layer = _make(self.chain, (), in_channels, out_channels, pointwise=True)
+        self.layer = _make(_apart(self.chain), (), in_channels, out_channels, pointwise=True)
+
+    def forward(self, wsfeat: WeightSpaceFeatures) -> WeightSpaceFeatures:
+        return self._apply_to(split(wsfeat, self.chain))
 
 
 class ChannelLinear(nn.Module):
@@ -247,6 +256,15 @@ def _make(
     layer = type(template)()
     layer.compiled = template.compiled
     return layer
+
+
+def _apart(chain: Chain) -> Chain:
+    """The same layers, each with neurons of its own."""
+    layers = (
+        replace(layer, neurons=(2 * i + 1, 2 * i)[: len(layer.neurons)])
+        for i, layer in enumerate(chain.layers)
+    )
+    return Chain(tuple(layers), 2 * len(chain.layers) - 1)
 
 
 def _moves_no_index(output: Path, into: Path, diagram: Diagram) -> bool:
