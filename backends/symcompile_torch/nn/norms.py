@@ -62,6 +62,8 @@ class ChannelNorm(_Norm):
     """
 
     def _normed(self, x: Tensor, axes: int) -> Tensor:
+        if x.is_complex():  # torch's own has no complex kernel
+            return _standard(x, (-1,), self.eps)
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)
 
 
@@ -91,7 +93,12 @@ class TensorNorm(_Norm):
         dims = tuple(range(-axes - 1, -1))
         if all(x.shape[dim] == 1 for dim in dims):
             return x
-        wide = widened(x)
-        wide = wide - wide.mean(dims, keepdim=True)
-        variance = wide.square().mean(dims, keepdim=True)
-        return (wide * (variance + self.eps).rsqrt()).to(x.dtype)
+        return _standard(x, dims, self.eps)
+
+
+def _standard(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    """`x` minus its mean over its standard deviation; the variance of complex numbers is real."""
+    wide = widened(x)
+    wide = wide - wide.mean(dims, keepdim=True)
+    variance = (wide * wide.conj()).real.mean(dims, keepdim=True)
+    return (wide * (variance + eps).rsqrt()).to(x.dtype)

@@ -127,7 +127,7 @@ def _pooled(
     lead = x.ndim - len(reduced) - len(kept) - 1
     columns = x.permute(*range(lead), *kept, *reduced, -1)
     columns = columns.flatten(lead + len(kept), -2) if reduced else columns.unsqueeze(-2)
-    dtype = x.dtype if x.is_floating_point() else torch.float32
+    dtype = x.dtype if x.is_floating_point() or x.is_complex() else torch.float32
     wide, order = widened(columns), None
     features = []
     for stat in stats:
@@ -147,7 +147,8 @@ def _moment(x: Tensor, stat: str) -> Tensor:
         return x.sum(-2)
     if stat == "max":
         return x.amax(-2)
-    return (x - x.mean(-2, keepdim=True)).square().mean(-2)
+    centred = x - x.mean(-2, keepdim=True)
+    return (centred * centred.conj()).real.mean(-2)
 
 
 def _quantile(order: Tensor, q: float) -> Tensor:
