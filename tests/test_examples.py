@@ -129,12 +129,18 @@ def test_labels_and_sizes_agree_on_every_axis(network):
 
 
 def test_sizes_that_mean_nothing_are_refused():
-    with pytest.raises(OptionError, match="widths has 1 entries"):
+    with pytest.raises(OptionError, match=r"found widths=\(3,\), expected"):
         specs.mlp((3,))
-    with pytest.raises(OptionError, match="channels is empty"):
+    with pytest.raises(OptionError, match=r"found channels=\(\)"):
         specs.cnn(())
+    with pytest.raises(OptionError, match=r"found widths=3, expected"):
+        specs.mlp(3)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"found channels=8, expected"):
+        specs.cnn(8)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="width 10 is not a multiple of heads 4"):
         specs.transformer(1, width=10)
+    with pytest.raises(ShapeError, match="not a multiple of heads 0"):
+        specs.transformer(1, heads=0)
 
 
 def test_the_mlp_file_is_the_two_layer_mlp_with_every_axis_permuted():

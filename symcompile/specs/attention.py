@@ -65,7 +65,7 @@ def transformer(
     ((Fixed(size=3), 'block1.heads', 'block1.head_width'), 'embed')
     """
     choose("layout", layout, LAYOUTS)
-    if width % heads:
+    if heads < 1 or width % heads:
         raise ShapeError(
             f"transformer: width {width} is not a multiple of heads {heads}; "
             "choose a width that heads divides"

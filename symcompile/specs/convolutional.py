@@ -75,8 +75,10 @@ def cnn(
     >>> cnn((8,), head="pool", dim=1).spec["Conv_0"]["kernel"]
     (None, None, 'channels0')
     """
-    if not channels:
-        raise OptionError("cnn: channels is empty, expected one size per convolution, as (8, 16)")
+    if not isinstance(channels, Sequence) or not channels:
+        raise OptionError(
+            f"cnn: found channels={channels!r}, expected one size per convolution, as (8, 16)"
+        )
     choose("layout", layout, LAYOUTS)
     choose("norm", norm, NORMS)
     choose("head", head, ("flatten", "pool"))

@@ -60,9 +60,9 @@ def mlp(
     >>> mlp((64, 16, 10), layout="torch", bias=False).spec
     {'0.weight': ('hidden0', None), '2.weight': (None, 'hidden0')}
     """
-    if len(widths) < 2:
+    if not isinstance(widths, Sequence) or len(widths) < 2:
         raise OptionError(
-            f"mlp: widths has {len(widths)} entries, expected at least 2; "
+            f"mlp: found widths={widths!r}, expected at least 2 sizes; "
             "give the input and the output size too, such as (64, 16, 10)"
         )
     choose("layout", layout, LAYOUTS)
