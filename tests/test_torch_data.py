@@ -204,7 +204,7 @@ def test_a_missing_or_surplus_tensor_is_named() -> None:
         stack_weights(module, aside=["biass"])
     with pytest.raises(ShapeError, match=r"'num_batches_tracked', which .* is not a floating"):
         stack_weights(nn.BatchNorm1d(2), {"num_batches_tracked": ()})
-    with pytest.raises(ShapeError, match="one label has one size"):
+    with pytest.raises(ShapeError, match=r"weights\['weight'\].*one label has one size"):
         from_module(module, {"weight": (None, "out"), "bias": ("out",)})
 
 
@@ -212,6 +212,8 @@ def test_networks_that_differ_are_refused() -> None:
     module = nn.Linear(3, 2)
     with pytest.raises(ShapeError, match="sources is empty"):
         stack_weights([])
+    with pytest.raises(ShapeError, match="found a str object, expected a module"):
+        stack_weights(["network.pt"])  # type: ignore[list-item]
     with pytest.raises(ShapeError, match="network 0 has a tensor 'bias', network 1 has none"):
         stack_weights([module, nn.Linear(3, 2, bias=False)])
     with pytest.raises(ShapeError, match="network 1 has a tensor 'bias', network 0 has none"):

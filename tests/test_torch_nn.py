@@ -284,6 +284,25 @@ def test_trees_that_do_not_fit_are_refused(name: str, change: Callable[[Any], An
         made(name, SPEC)(change(tensors()))
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["EquivariantLinear", "ChannelLinear", "ChannelNorm", "TensorNorm", "LearnedScale",
+     "LearnedPosEmbedding", "GaussianFourierFeatures", "EquivariantAttention", "InvariantHead"],
+)  # fmt: skip
+def test_other_channels_are_refused(name: str) -> None:
+    x = tensors()
+    with pytest.raises(sc.ShapeError, match=r"x\['w'\] has shape \(.*1\), expected .*4"):
+        made(name, SPEC)({**x, "w": x["w"][..., :1]})  # 1 would broadcast
+
+
+@pytest.mark.parametrize("name", ["Activation", "ChannelNorm", "GaussianFourierFeatures"])
+def test_what_is_no_tensor_is_named_with_its_place(name: str) -> None:
+    with pytest.raises(
+        sc.ShapeError, match=r"x\['w'\]: found a NoneType object, expected a Tensor"
+    ):
+        made(name, SPEC)({**tensors(), "w": None})
+
+
 # -- transforms --------------------------------------------------------------------------------
 
 
@@ -489,6 +508,18 @@ def test_tensor_norm_has_mean_zero_and_variance_one() -> None:
         flat = leaf.reshape(5, -1, 4)
         close(flat.mean(1), torch.zeros(5, 4, dtype=torch.float64))
         close(flat.var(1, correction=0), torch.ones(5, 4, dtype=torch.float64))
+
+
+def test_variances_of_complex_numbers_are_real() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 5, 3)) + 1j * rng.standard_normal((2, 5, 3))
+    leaf = torch.from_numpy(x)
+    for kind, axis in ((layers.ChannelNorm, 2), (layers.TensorNorm, 1)):
+        centred = x - x.mean(axis, keepdims=True)
+        expected = centred / np.sqrt(x.var(axis, keepdims=True) + 1e-5)
+        close(kind(("a",), 3).double()(leaf), torch.from_numpy(expected))
+    expected = np.concatenate([x.mean(1), x.var(1)], -1)
+    close(layers.InvariantPool(("a",), ("mean", "var"))(leaf), torch.from_numpy(expected))
 
 
 @pytest.mark.parametrize("kind", [layers.ChannelNorm, layers.TensorNorm])

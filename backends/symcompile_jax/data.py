@@ -231,7 +231,9 @@ def _require_spec(network: _Network, spec: PermSpec | None) -> None:
                 "spec does not name; add a leaf for it, with None for every axis if nothing "
                 "permutes it, or leave it out with aside="
             )
-    bind_specs(spec, None, unflatten(spec, [network.weights[path] for path in named]))
+    bind_specs(
+        spec, None, unflatten(spec, [network.weights[path] for path in named]), what="weights"
+    )
 
 
 def _require_alike(network: _Network, first: _Network) -> None:

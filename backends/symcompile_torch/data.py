@@ -152,7 +152,14 @@ def unstack_weights(tree: Any, like: Source | Sequence[Source]) -> list[OrderedD
 
 
 def _values(source: Source) -> Mapping[str, Tensor]:
-    return source.state_dict() if isinstance(source, nn.Module) else source
+    if isinstance(source, nn.Module):
+        return source.state_dict()
+    if not isinstance(source, Mapping):
+        raise ShapeError(
+            f"found a {type(source).__name__} object, expected a module, or tensors by name; load "
+            "a file with torch.load first"
+        )
+    return source
 
 
 def _listed(sources: Source | Sequence[Source]) -> list[Source]:
@@ -197,7 +204,7 @@ def _keys(
 def _require_fit(spec: PermSpec | None, keys: Sequence[str], values: Mapping[str, Tensor]) -> None:
     """Raise `ShapeError` where a tensor has other axes than its leaf, or a label two sizes."""
     if spec is not None:
-        bind_specs(spec, None, unflatten(spec, [values[key] for key in keys]))
+        bind_specs(spec, None, unflatten(spec, [values[key] for key in keys]), what="weights")
 
 
 def _tied(values: Mapping[str, Tensor]) -> dict[str, str]:

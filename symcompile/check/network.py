@@ -29,14 +29,14 @@ from symcompile.spec import (
     bind_specs,
     flatten_like,
     format_label,
-    format_path,
+    format_place,
     lookup,
     parse_spec,
     size_sources,
     unflatten,
 )
 
-__all__ = ["Moves", "Network", "Outputs", "bind_network", "place", "to_numpy"]
+__all__ = ["Moves", "Network", "Outputs", "bind_network", "to_numpy"]
 
 Moves: TypeAlias = Mapping[Label, Array]
 """Permutations by label; labels that have none stay."""
@@ -71,8 +71,8 @@ class Network:
         for (path, array), value in zip(arrays, found, strict=True):
             if array.dtype.kind in "OUSMm":
                 raise CheckError(
-                    f"{place(path)} is a {type(value).__name__}, expected an array of numbers; let "
-                    "model_fn return arrays in dicts, lists and tuples"
+                    f"{format_place(path, 'y')} is a {type(value).__name__}, expected an array of "
+                    "numbers; let model_fn return arrays in dicts, lists and tuples"
                 )
         return arrays
 
@@ -109,7 +109,7 @@ class Network:
         for (path, value), old in zip(after, wanted, strict=True):
             if value.shape != old.shape:
                 raise CheckError(
-                    f"{place(path)} has shape {value.shape} for permuted parameters, "
+                    f"{format_place(path, 'y')} has shape {value.shape} for permuted parameters, "
                     f"{old.shape} before; the shape must not depend on the values"
                 )
             error = float(np.abs(wide(value) - wide(old)).max(initial=0.0))
@@ -142,8 +142,8 @@ def bind_network(
         SpecError: inputs or outputs have a label that no parameter has.
     """
     parsed = parse_spec(spec)
-    leaves = [lookup(params, leaf.path) for leaf in parsed.leaves]
-    bound, _ = bind_specs(parsed, None, unflatten(parsed, leaves), sizes=sizes)
+    leaves = [lookup(params, leaf.path, "params") for leaf in parsed.leaves]
+    bound, _ = bind_specs(parsed, None, unflatten(parsed, leaves), sizes=sizes, what="params")
     size_sources(bound)  # raises where a label's size is not told
     known = {label: size for label, size in bound.sizes if label in bound.labels}
     source = _bind_ends(in_spec, inputs, known, "inputs")
@@ -154,11 +154,6 @@ def bind_network(
     target = _bind_ends(out_spec, y, known, "y")
     network = Network(function, params, leaves, inputs, bound, source, target, known)
     return network, network.outputs(leaves, inputs)
-
-
-def place(path: Path, what: str = "y") -> str:
-    """An array of a tree called `what`, as one would index it."""
-    return what + (format_path(path) if path else "")
 
 
 def to_numpy(value: Any) -> Array:
@@ -183,7 +178,7 @@ def _bind_ends(spec: Any, tree: Any, sizes: Mapping[Label, int], what: str) -> P
         shape, axes = tuple(value.shape), len(leaf.axes)
         if len(shape) < axes:
             raise ShapeError(
-                f"{place(leaf.path, what)} has shape {shape}, expected at least {axes} axes "
+                f"{format_place(leaf.path, what)} has shape {shape}, expected at least {axes} axes "
                 f"for {leaf}"
             )
         shapes.append(shape[len(shape) - axes :])

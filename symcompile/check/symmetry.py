@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from symcompile.check.draw import draw_permutations, tolerance_of, wide
-from symcompile.check.network import Moves, Network, Outputs, bind_network, place, to_numpy
+from symcompile.check.network import Moves, Network, Outputs, bind_network, to_numpy
 from symcompile.errors import CheckError, OptionError
-from symcompile.spec import Label, Path, Perm, format_label, format_path
+from symcompile.spec import Label, Path, Perm, format_label, format_path, format_place
 
 __all__ = ["SymmetryReport", "check_symmetry"]
 
@@ -187,9 +187,9 @@ def _require_repeatable(network: Network, before: Outputs, slack: float) -> None
     error, path = network.change(before, {})
     if not error <= slack:
         raise CheckError(
-            f"{place(path)}: model_fn gives outputs that differ by {error:.3g} for the same "
-            "parameters and inputs; switch off dropout and other randomness, and see to finite "
-            "outputs"
+            f"{format_place(path, 'y')}: model_fn gives outputs that differ by {error:.3g} for the "
+            "same parameters and inputs; switch off dropout and other randomness, and see to "
+            "finite outputs"
         )
 
 
@@ -201,7 +201,8 @@ def _message(network: Network, before: Outputs, moves: Moves, slack: float, scal
         key=lambda entry: -entry[0],
     )
     told = [
-        f"permuting the label {format_label(label)} alone changes {place(path)} by {error:.3g}"
+        f"permuting the label {format_label(label)} alone changes {format_place(path, 'y')} by "
+        f"{error:.3g}"
         for error, label, path in guilty[:_SHOWN]
     ] or ["no label alone changes the outputs, all together do"]
     if len(guilty) > _SHOWN:

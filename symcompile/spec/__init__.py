@@ -24,6 +24,7 @@ from symcompile.spec.types import (
     format_axis,
     format_label,
     format_path,
+    format_place,
     label_order,
 )
 
@@ -52,6 +53,7 @@ __all__ = [
     "format_axis",
     "format_label",
     "format_path",
+    "format_place",
     "label_order",
     "load_spec",
     "loads_spec",

@@ -69,13 +69,15 @@ def bind_specs(
     shapes: Any = None,
     out_shapes: Any = None,
     sizes: Mapping[Any, Any] | None = None,
+    *,
+    what: str = "shapes",
 ) -> tuple[PermSpec, PermSpec]:
     """Both specs with every fixed axis sized, and with all label sizes that are known.
 
     `shapes` and `out_shapes` are trees with the paths of `spec` and `out_spec`; a leaf is anything
     with `.shape`, or a tuple or list of ints, without batch and channel axes: one entry per stored
-    axis. `sizes` maps labels to sizes. With `out_spec` None the output is like the input, and the
-    same object comes back twice.
+    axis; messages call the first `what`. `sizes` maps labels to sizes. With `out_spec` None the
+    output is like the input, and the same object comes back twice.
 
     Raises `ShapeError` where two sizes disagree, a shape does not fit, or a fixed axis stays
     without a size; `SpecError` where labels of the two specs look alike.
@@ -90,7 +92,7 @@ def bind_specs(
     labels = {label for one in specs for label in one.labels}
     known = _given_sizes(specs, sizes, labels)
 
-    equations = [] if shapes is None else _equations(spec, 0, shapes, "shapes")
+    equations = [] if shapes is None else _equations(spec, 0, shapes, what)
     if out_shapes is not None:
         side = len(specs) - 1  # without an out_spec, both trees size the fixed axes of one spec
         equations += _equations(specs[-1], side, out_shapes, "out_shapes")

@@ -29,6 +29,7 @@ from symcompile.spec.types import (
     axis_atoms,
     format_axis,
     format_path,
+    format_place,
 )
 
 __all__ = ["TreeReader"]
@@ -77,9 +78,10 @@ class TreeReader:
         batch: tuple[int, ...] | None = None
         for index, (leaf, value) in enumerate(zip(self.spec.leaves, leaves, strict=True)):
             if not isinstance(value, self.kind):
+                kind = self.kind.__name__.rpartition(".")[2]  # jaxlib puts its module into it
                 raise ShapeError(
-                    f"{_place(leaf)}: found a {type(value).__name__} object, expected a "
-                    f"{self.kind.__name__} of shape {_wanted(leaf)}"
+                    f"{format_place(leaf.path)}: found a {type(value).__name__} object, expected "
+                    f"a {kind} of shape {_wanted(leaf)}"
                 )
             shape = tuple(value.shape)
             lead = len(shape) - len(leaf.axes) - 1
@@ -176,12 +178,8 @@ def _product(axis: Composite, sizes: Mapping[Label, int]) -> int | None:
     return total
 
 
-def _place(leaf: Leaf) -> str:
-    return f"x{format_path(leaf.path)}" if leaf.path else "x"
-
-
 def _has(leaf: Leaf, shape: tuple[int, ...]) -> str:
-    return f"{_place(leaf)} has shape {shape}"
+    return f"{format_place(leaf.path)} has shape {shape}"
 
 
 def _wanted(leaf: Leaf) -> str:

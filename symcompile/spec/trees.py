@@ -27,8 +27,8 @@ from symcompile.spec.types import (
 __all__ = ["flatten_like", "lookup", "unflatten"]
 
 
-def lookup(tree: Any, path: Path) -> Any:
-    """What sits at `path` in a tree of containers.
+def lookup(tree: Any, path: Path, what: str = "the tree") -> Any:
+    """What sits at `path` in a tree of containers, which messages call `what`.
 
     Raises `ShapeError` naming the first key that is missing.
 
@@ -36,9 +36,9 @@ def lookup(tree: Any, path: Path) -> Any:
     20
     """
     for depth, key in enumerate(path):
-        entries = _entries(tree, "the tree", path[:depth], (key,))
+        entries = _entries(tree, what, path[:depth], (key,))
         if key not in entries:
-            raise ShapeError(_mismatch("the tree", path[:depth], [key], [], (key,), entries))
+            raise ShapeError(_mismatch(what, path[:depth], [key], [], (key,), entries))
         tree = tree[key]
     return tree
 

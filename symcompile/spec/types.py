@@ -37,6 +37,7 @@ __all__ = [
     "format_axis",
     "format_label",
     "format_path",
+    "format_place",
     "label_order",
 ]
 
@@ -80,6 +81,15 @@ def format_path(path: Path) -> str:
     if not path:
         return "the root"
     return "".join(f"[{format_label(key)}]" for key in path)
+
+
+def format_place(path: Path, what: str = "x") -> str:
+    """A leaf of the tree called `what`, as one would index it.
+
+    >>> format_place(("w", 1)), format_place(())
+    ("x['w'][1]", 'x')
+    """
+    return what + (format_path(path) if path else "")
 
 
 @dataclass(frozen=True, slots=True)

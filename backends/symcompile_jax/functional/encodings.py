@@ -109,15 +109,10 @@ def fourier_features(x: Any, matrix: Array) -> Any:
     >>> y["s"].tolist()
     [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
     """
-    return map_leaves(lambda leaf: _fourier(leaf, matrix), x)
+    return map_leaves(lambda leaf: _fourier(leaf, matrix), x, channels=matrix.shape[0])
 
 
 def _fourier(x: Array, matrix: Array) -> Array:
-    if not x.ndim or x.shape[-1] != matrix.shape[0]:
-        raise ShapeError(
-            f"found a leaf of shape {x.shape}, expected {matrix.shape[0]} channels: channels are "
-            "the last axis"
-        )
     # Angles in float32 at least: many turns leave nothing of a half type's digits.
     own = wide(x)
     angle = 2 * pi * (own @ matrix.astype(own.dtype))

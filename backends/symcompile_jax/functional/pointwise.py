@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from symcompile.errors import ShapeError
 from symcompile.library import check_rate
 from symcompile.spec import unflatten
 from symcompile_jax.functional.trees import Array, map_leaves, read, reader_of
@@ -37,15 +36,7 @@ def add(x: Any, y: Any) -> Any:
     >>> add([jnp.ones(2)], [jnp.ones(2)])[0].tolist()
     [2.0, 2.0]
     """
-    return map_leaves(_sum, x, y)
-
-
-def _sum(x: Array, y: Array) -> Array:
-    if x.shape != y.shape:
-        raise ShapeError(
-            f"cannot add leaves of shape {x.shape} and {y.shape}; both must have the same channels"
-        )
-    return x + y
+    return map_leaves(jnp.add, x, y)
 
 
 def channel_dropout(key: Array, x: Any, rate: float, spec: Any = None) -> Any:

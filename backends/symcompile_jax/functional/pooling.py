@@ -22,18 +22,24 @@ from symcompile_jax.functional.trees import Array, read, reader_of, wide
 __all__ = ["invariant_pool", "statistics"]
 
 
-def invariant_pool(spec: Any, x: Any, stats: Sequence[Statistic] = ("mean",)) -> Array:
+def invariant_pool(
+    spec: Any,
+    x: Any,
+    stats: Sequence[Statistic] = ("mean",),
+    channels: Sequence[int] | None = None,
+) -> Array:
     """Statistics over all permuted axes of every tensor, (*batch, features).
 
     Args:
         stats: "mean", "sum", "max", "var" (divided by n), or numbers from 0 to 1 for quantiles,
             interpolated linearly; NaN if any entry is.
+        channels: of each tensor, to be checked.
 
     >>> invariant_pool(("n",), jnp.array([[1.0], [4.0], [7.0]]), ("mean", "max", 0.25)).tolist()
     [4.0, 7.0, 2.5]
     """
     stats = parse_stats(stats)
-    reader = reader_of(spec, split=True)
+    reader = reader_of(spec, channels, split=True)
     parts = []
     for leaf, value in zip(reader.spec.leaves, reader.split(read(reader, x)), strict=True):
         axes = permuted_axes(leaf)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from symcompile.errors import ShapeError
-from symcompile.spec import Path, TreeReader, flatten_like, format_path, unflatten
+from symcompile.spec import Path, TreeReader, flatten_like, format_place, unflatten
 
 __all__ = ["Array", "Weights", "map_leaves", "read", "reader_of", "together", "wide"]
 
@@ -47,40 +47,56 @@ def read(reader: TreeReader, x: Any) -> list[Array]:
     return reader.read(unflatten(reader.spec, leaves))
 
 
-def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+def map_leaves(
+    function: Callable[..., Any], tree: Any, *others: Any, channels: int | None = None
+) -> Any:
     """A function on every leaf: mappings become dicts, sequences lists.
 
-    Raises `ShapeError` where a leaf is no array, or another tree has no such entry.
+    Raises `ShapeError` where a leaf is no array, has not the `channels` that are asked for, or
+    another tree has no such entry, or one of another shape.
     """
-    return _map(function, (), tree, *others)
+    return _map(function, channels, (), tree, *others)
 
 
-def _map(function: Callable[..., Any], path: Path, tree: Any, *others: Any) -> Any:
+def _map(
+    function: Callable[..., Any], channels: int | None, path: Path, tree: Any, *others: Any
+) -> Any:
     if isinstance(tree, Mapping):
         keys = list(tree)
         for other in others:
             if not isinstance(other, Mapping) or set(other) != set(keys):
                 raise ShapeError(_paths_differ(path))
         return {
-            key: _map(function, (*path, key), *(t[key] for t in (tree, *others))) for key in keys
+            key: _map(function, channels, (*path, key), *(t[key] for t in (tree, *others)))
+            for key in keys
         }
     if isinstance(tree, list | tuple):
         for other in others:
             if not isinstance(other, list | tuple) or len(other) != len(tree):
                 raise ShapeError(_paths_differ(path))
         trees = enumerate(zip(tree, *others, strict=True))
-        return [_map(function, (*path, place), *children) for place, children in trees]
+        return [_map(function, channels, (*path, place), *children) for place, children in trees]
     for leaf in (tree, *others):
         if not isinstance(leaf, jax.Array | np.ndarray):
             raise ShapeError(
-                f"x, {format_path(path)}: found a {type(leaf).__name__} object, expected an array "
+                f"{format_place(path)}: found a {type(leaf).__name__} object, expected an array "
                 "of shape (*batch, *axes, channels)"
             )
+        if leaf.shape != tree.shape:
+            raise ShapeError(
+                f"{format_place(path)}: found the shapes {tree.shape} and {leaf.shape}, expected "
+                "equal ones; nothing is broadcast, channels included"
+            )
+    if channels is not None and tree.shape[-1:] != (channels,):
+        raise ShapeError(
+            f"{format_place(path)} has shape {tree.shape}, expected {channels} channels: channels "
+            "are the last axis"
+        )
     return function(*map(jnp.asarray, (tree, *others)))
 
 
 def _paths_differ(path: Path) -> str:
-    return f"x, {format_path(path)}: the two trees have other paths; give trees of equal paths"
+    return f"{format_place(path)}: the two trees have other paths; give trees of equal paths"
 
 
 def together(x: Array, *weights: Array) -> tuple[Array, ...]:

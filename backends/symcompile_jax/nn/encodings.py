@@ -119,7 +119,7 @@ class GaussianFourierFeatures(nnx.Module):
 
     Raises:
         OptionError: `out_features` is odd, or a number is not positive. When called, ShapeError: a
-            leaf has other channels.
+            leaf is no array, or has other channels.
 
     >>> import jax.numpy as jnp
     >>> features = GaussianFourierFeatures(1, 8, rngs=nnx.Rngs(0))

@@ -11,7 +11,9 @@ from flax import nnx
 
 from symcompile.errors import OptionError
 from symcompile.library import Statistic, check_rate, count
+from symcompile.spec import resolve_channels
 from symcompile_jax.functional import activation as activate
+from symcompile_jax.functional import invariant_pool
 from symcompile_jax.nn.containers import Residual, Sequential
 from symcompile_jax.nn.linear import EquivariantLinear
 from symcompile_jax.nn.pointwise import Activation, ChannelDropout
@@ -125,6 +127,7 @@ class InvariantHead(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.pool = InvariantPool(spec, stats, shapes=shapes)
+        self.channels = resolve_channels(self.pool.spec, in_channels, "channels")
         self.activation = activation
         between = hidden if isinstance(hidden, Sequence) else (hidden,)
         widths = [
@@ -136,7 +139,9 @@ class InvariantHead(nnx.Module):
         self.bias = constants(widths[1:], 0.0)
 
     def __call__(self, x: Any) -> jax.Array:
-        h = self.pool(activate(self.activation, x))
+        h = invariant_pool(
+            self.pool.spec, activate(self.activation, x), self.pool.stats, self.channels
+        )
         for k, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
             h = h if k == 0 else self.activation(h)
             h = h @ weight[...].astype(h.dtype) + bias[...].astype(h.dtype)

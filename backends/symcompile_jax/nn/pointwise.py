@@ -25,7 +25,7 @@ class Activation(nnx.Module):
         fn: from array to array; a module's weights are under `fn`.
 
     Raises:
-        OptionError: `fn` cannot be called.
+        OptionError: `fn` cannot be called. When called, ShapeError: a leaf is no array.
 
     >>> import jax.numpy as jnp
     >>> Activation(jax.nn.relu)({"w": jnp.array([[-1.0], [2.0]])})["w"].tolist()

@@ -142,7 +142,8 @@ class GaussianFourierFeatures(nn.Module):
         scale: the larger, the finer the differences of values that are told apart.
 
     Raises:
-        OptionError: `out_features` is odd, or a number is not positive.
+        OptionError: `out_features` is odd, or a number is not positive. When called, ShapeError: a
+            leaf is no tensor, or has other channels.
 
     >>> features = GaussianFourierFeatures(1, 8)
     >>> tuple(features({"w": torch.zeros(3, 4, 1)})["w"].shape)
@@ -161,7 +162,7 @@ class GaussianFourierFeatures(nn.Module):
         self.register_buffer("frequencies", torch.randn(shape) * scale)
 
     def forward(self, x: Any) -> Any:
-        return map_tree(self._features, x)
+        return map_tree(self._features, x, self.frequencies.shape[0])
 
     def _features(self, x: Tensor) -> Tensor:
         wide = widened(x)

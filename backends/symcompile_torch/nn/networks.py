@@ -15,6 +15,7 @@ from symcompile_torch.nn.containers import Residual, Sequential
 from symcompile_torch.nn.linear import EquivariantLinear
 from symcompile_torch.nn.pointwise import Activation, ChannelDropout
 from symcompile_torch.nn.pooling import InvariantPool
+from symcompile_torch.nn.trees import reader
 
 __all__ = ["InvariantHead", "trunk"]
 
@@ -116,6 +117,7 @@ class InvariantHead(nn.Module):
     ) -> None:
         super().__init__()
         self.pool = InvariantPool(spec, stats, shapes=shapes)
+        self.reader = reader(spec, in_channels, shapes=shapes)
         self.activation = activation
         between = hidden if isinstance(hidden, Sequence) else (hidden,)
         widths = [
@@ -128,7 +130,7 @@ class InvariantHead(nn.Module):
         self.bias = nn.ParameterList(torch.zeros(b) for _, b in pairs)
 
     def forward(self, x: Any) -> Tensor:
-        leaves = self.pool.reader.read(x)
+        leaves = self.reader.read(x)
         h = self.pool.pooled([self.activation(leaf) for leaf in leaves])
         for k, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
             h = h if k == 0 else self.activation(h)

@@ -25,7 +25,7 @@ class Activation(nn.Module):
         fn: from tensor to tensor; a module's weights are under `fn`.
 
     Raises:
-        OptionError: `fn` cannot be called.
+        OptionError: `fn` cannot be called. When called, ShapeError: a leaf is no tensor.
 
     >>> import torch
     >>> y = Activation(torch.relu)({"w": torch.tensor([[-1.0], [2.0]])})

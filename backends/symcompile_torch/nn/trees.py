@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symcompile.spec import TreeReader
+from symcompile.errors import ShapeError
+from symcompile.spec import Path, TreeReader, format_place
 
 __all__ = ["cast", "map_tree", "reader", "widened"]
 
@@ -25,12 +26,28 @@ def reader(
     return TreeReader.of(spec, channels, kind=Tensor, shapes=shapes, split=split)
 
 
-def map_tree(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """`fn` of every leaf of a tree of mappings and sequences; makes dicts and lists."""
+def map_tree(
+    fn: Callable[[Tensor], Tensor], tree: Any, channels: int | None = None, path: Path = ()
+) -> Any:
+    """`fn` of every leaf of a tree of mappings and sequences; makes dicts and lists.
+
+    Raises `ShapeError` where a leaf is no tensor, or has not the `channels` that are asked for.
+    """
     if hasattr(tree, "keys"):
-        return {key: map_tree(fn, tree[key]) for key in tree.keys()}  # noqa: SIM118
+        keys = list(tree.keys())
+        return {key: map_tree(fn, tree[key], channels, (*path, key)) for key in keys}
     if isinstance(tree, list | tuple):
-        return [map_tree(fn, child) for child in tree]
+        return [map_tree(fn, child, channels, (*path, i)) for i, child in enumerate(tree)]
+    if not isinstance(tree, Tensor):
+        raise ShapeError(
+            f"{format_place(path)}: found a {type(tree).__name__} object, expected a Tensor of "
+            "shape (*batch, *axes, channels)"
+        )
+    if channels is not None and tuple(tree.shape[-1:]) != (channels,):
+        raise ShapeError(
+            f"{format_place(path)} has shape {tuple(tree.shape)}, expected {channels} channels: "
+            "channels are the last axis"
+        )
     return fn(tree)
 
 
