@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,24 @@ GRAPH = {"edges": ("a", "a"), "nodes": ("a",), "graph": ()}
 FIXED = {"w": (sc.Fixed(3), "b"), "out": (sc.Fixed(2),)}
 SPECS = {"mlp": MLP, "graph": GRAPH, "order 3": CUBE, "composite": SPEC, "fixed": FIXED}
 CHANNELS = 4
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly() -> Iterator[None]:
+    """Without XLA's optimizer, which would take most of the time; `test_jax.py` leaves it on."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def _optimized() -> Iterator[None]:
+    """With XLA's optimizer after all, as users compile."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
 
 # In: a spec. Out: a module from trees with CHANNELS channels to trees.
 EQUIVARIANT: dict[str, Callable[[Any, nnx.Rngs], Any]] = {
@@ -536,18 +554,28 @@ def test_a_tree_that_does_not_fit_is_refused(make: Any, x: Any) -> None:
 
 @pytest.mark.parametrize(
     "name", ["linear", "channel linear", "channel norm", "tensor norm", "positions", "fourier",
-             "scale", "attention"]
+             "scale", "attention", "head"]
 )  # fmt: skip
 def test_other_channels_are_refused(name: str) -> None:
     x = {"w": GOOD["w"], "b": jnp.ones((2, 5, 1))}  # 1 would broadcast
-    with pytest.raises(sc.ShapeError, match=r"\(2, 5, 1\)"):
-        EQUIVARIANT[name](PAIR, RNGS())(x)
+    with pytest.raises(sc.ShapeError, match=r"x\['b'\] has shape \(2, 5, 1\), expected .*4"):
+        (EQUIVARIANT | INVARIANT)[name](PAIR, RNGS())(x)
+
+
+@pytest.mark.parametrize("name", ["activation", "channel norm", "fourier"])
+def test_what_is_no_array_is_named_with_its_place(name: str) -> None:
+    with pytest.raises(
+        sc.ShapeError, match=r"x\['b'\]: found a NoneType object, expected an? [aA]"
+    ):
+        EQUIVARIANT[name](PAIR, RNGS())({**GOOD, "b": None})
 
 
 def test_residual_broadcasts_nothing() -> None:
     wider = nn.Residual(nn.ChannelLinear(("a",), 1, 4, rngs=RNGS()))
-    with pytest.raises(sc.ShapeError, match=r"\(3, 1\).*\(3, 4\)"):
+    with pytest.raises(sc.ShapeError, match=r"^x: found the shapes \(3, 1\) and \(3, 4\)"):
         wider(jnp.ones((3, 1)))
+    with pytest.raises(sc.ShapeError, match=r"^x\['a'\]\[1\]: found the shapes"):
+        F.add({"a": [jnp.ones(1), jnp.ones(1)]}, {"a": [jnp.ones(1), jnp.ones(2)]})
 
     class Renamed(nnx.Module):
         def __call__(self, x: Any) -> Any:
@@ -575,6 +603,7 @@ def network(spec: Any, rngs: nnx.Rngs) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("_optimized")
 def test_jit_vmap_and_gradients() -> None:
     spec = {"w": ("a", "a"), "k": ("a", sc.Fixed(2)), "s": ()}
     with jax.enable_x64(True):
