@@ -5,7 +5,7 @@ all networks of the family stacked along one leading axis, next to the family's 
 `predict` function and every network's accuracy on held-out images.
 
 The one thing to know: training is vectorised (`vmap` over networks, `scan` over steps), and every
-network has its own initialisation, its own batches and its own learning rate.
+network has its own initialisation, its own batches and its own `Recipe`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ from symcompile.specs import Axis, Network, Shapes, Spec, cnn, mlp, rnn
 
 __all__ = [
     "Digits",
+    "Recipe",
     "Zoo",
     "apply_permutations",
     "digits",
     "draw_permutations",
     "permute",
+    "predict_mlp",
+    "predict_pooled_cnn",
     "prediction_change",
+    "train",
     "train_cnns",
     "train_mlps",
     "train_rnns",
@@ -66,6 +70,22 @@ class Zoo:
     shapes: Mapping[str, Shapes]
     predict: Predict
     accuracies: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recipe:
+    """How each network of a zoo is trained with Adam: arrays (networks,).
+
+    rates: learning rates. steps: after how many it stops. scales: factors on the initial kernels,
+    whose variance is 1 / fan-in at 1. decays: decoupled weight decay (arXiv 1711.05101). noise:
+    the share of training images whose label is replaced by one drawn at random.
+    """
+
+    rates: NDArray[np.float32]
+    steps: NDArray[np.int64]
+    scales: NDArray[np.float32]
+    decays: NDArray[np.float32]
+    noise: NDArray[np.float32]
 
 
 class Digits(NamedTuple):
@@ -115,7 +135,8 @@ def train_mlps(
     ((2, 64, 16), (2,))
     """
     network = mlp((64, 16, 16, 10))
-    return _train("mlp", network, _predict_mlp, count, steps, learning_rates, seed, progress)
+    recipe = _plain(count, steps, learning_rates, seed)
+    return train("mlp", network, predict_mlp, recipe, seed=seed, progress=progress)
 
 
 def train_cnns(
@@ -131,7 +152,8 @@ def train_cnns(
     Arguments as in `train_mlps`.
     """
     network = cnn((8, 16), pixels=4)
-    return _train("cnn", network, _predict_cnn, count, steps, learning_rates, seed, progress)
+    recipe = _plain(count, steps, learning_rates, seed)
+    return train("cnn", network, _predict_cnn, recipe, seed=seed, progress=progress)
 
 
 def train_rnns(
@@ -147,7 +169,8 @@ def train_rnns(
     Arguments as in `train_mlps`.
     """
     network = rnn(8, 32, 10)
-    return _train("rnn", network, _predict_rnn, count, steps, learning_rates, seed, progress)
+    recipe = _plain(count, steps, learning_rates, seed)
+    return train("rnn", network, _predict_rnn, recipe, seed=seed, progress=progress)
 
 
 def permute(params: Tree, spec: Spec, rng: np.random.Generator) -> Tree:
@@ -213,27 +236,32 @@ def prediction_change(zoo: Zoo, rng: np.random.Generator) -> float:
     return float(jnp.abs(after - logits(zoo.params, images)).max())
 
 
-def _train(
+def train(
     name: str,
     network: Network,
     predict: Predict,
-    count: int,
-    steps: int,
-    learning_rates: tuple[float, float],
-    seed: int,
-    progress: Progress | None,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Zoo:
+    """Trains one network for each entry of the recipe.
+
+    The networks are all `network`, and compute `predict`. `progress` as in `train_mlps`.
+    """
     data = digits()
     rng = np.random.default_rng(seed)
-    params = _init(network.shapes, count, rng)
-    low, high = learning_rates
-    rates = np.float32(low) * np.float32(high / low) ** rng.random(count, np.float32)
+    params = _init(network.shapes, recipe.scales, rng)
+    labels = _noisy(data.train_labels, recipe.noise, rng)
     state = jax.vmap(optax.scale_by_adam().init)(params)
 
-    train = jax.jit(partial(_steps, predict, data.train_images, data.train_labels))
+    run = jax.jit(partial(_steps, predict, data.train_images))
+    steps, count = int(recipe.steps.max()), len(recipe.rates)
     for numbers in np.array_split(np.arange(steps), min(ROUNDS, steps)):
-        rows = rng.integers(len(data.train_labels), size=(len(numbers), count, BATCH))
-        params, state = train(params, state, rates, rows.astype(np.int32))
+        rows = rng.integers(labels.shape[1], size=(len(numbers), count, BATCH)).astype(np.int32)
+        targets = np.take_along_axis(labels[None], rows, axis=2)
+        rates = np.where(numbers[:, None] < recipe.steps, recipe.rates, np.float32(0))
+        params, state = run(params, state, recipe.decays, rates, rows, targets)
         if progress is not None:
             jax.tree.leaves(params)[0].block_until_ready()
             progress(int(numbers[-1]) + 1, steps)
@@ -250,55 +278,91 @@ def _train(
     )
 
 
-def _init(shapes: Shapes, count: int, rng: np.random.Generator) -> Params:
-    """Random kernels of variance 1 / fan-in and zero biases, for a stack of networks.
+def _plain(count: int, steps: int, learning_rates: tuple[float, float], seed: int) -> Recipe:
+    """Nothing varies but the learning rate, log-uniform in a range."""
+    low, high = learning_rates
+    draws = np.random.default_rng([seed, 1]).random(count, np.float32)
+    ones = np.ones(count, np.float32)
+    return Recipe(
+        rates=np.float32(low) * np.float32(high / low) ** draws,
+        steps=np.full(count, steps),
+        scales=ones,
+        decays=0 * ones,
+        noise=0 * ones,
+    )
+
+
+def _init(shapes: Shapes, scales: NDArray[np.float32], rng: np.random.Generator) -> Params:
+    """Random kernels of variance scale² / fan-in and zero biases, for a stack of networks.
 
     Drawn by NumPy: jax.random would compile one program for every shape, a second each.
     """
+    count = len(scales)
 
     def draw(shape: tuple[int, ...]) -> NDArray[np.float32]:
         if len(shape) == 1:
             return np.zeros((count, *shape), np.float32)
-        scale = np.float32(prod(shape[:-1]) ** -0.5)
+        scale = scales.reshape(-1, *(1 for _ in shape)) * np.float32(prod(shape[:-1]) ** -0.5)
         return rng.standard_normal((count, *shape), np.float32) * scale
 
     params: Params = jax.tree.map(draw, shapes, is_leaf=_is_leaf)
     return params
 
 
+def _noisy(
+    labels: NDArray[np.int32], noise: NDArray[np.float32], rng: np.random.Generator
+) -> NDArray[np.int32]:
+    """Every network's own labels (networks, images), a share of them drawn at random."""
+    if not noise.any():
+        return np.broadcast_to(labels, (len(noise), len(labels)))
+    size = (len(noise), len(labels))
+    others = rng.integers(10, size=size, dtype=np.int32)
+    return np.where(rng.random(size, np.float32) < noise[:, None], others, labels)
+
+
 def _steps(
     predict: Predict,
     images: Array,
-    labels: Array,
     params: Params,
     state: optax.OptState,
+    decays: Array,
     rates: Array,
     rows: Array,
+    targets: Array,
 ) -> tuple[Params, optax.OptState]:
-    """One training step for each of rows (steps, networks, batch): the images it is taken on."""
+    """One training step for each of rates (steps, networks), on rows (steps, networks, batch).
+
+    A network whose steps are over has rate 0: it stands still.
+    """
     adam = optax.scale_by_adam()
 
-    def loss(params: Params, rows: jax.Array) -> jax.Array:
+    def loss(params: Params, rows: Array, targets: Array) -> jax.Array:
         logits = predict(params, jnp.asarray(images)[rows])
-        targets = jnp.asarray(labels)[rows]
         losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return losses.mean()
 
     def update(
-        params: Params, state: optax.OptState, rate: jax.Array, rows: jax.Array
+        params: Params,
+        state: optax.OptState,
+        decay: Array,
+        rate: Array,
+        rows: Array,
+        targets: Array,
     ) -> tuple[Params, optax.OptState]:
-        direction, state = adam.update(jax.grad(loss)(params, rows), state)
-        return jax.tree.map(lambda p, d: p - rate * d, params, direction), state
+        direction, state = adam.update(jax.grad(loss)(params, rows, targets), state)
+        moved = jax.tree.map(lambda p, d: p - rate * (d + decay * p), params, direction)
+        return moved, state
 
     def step(
-        carry: tuple[Params, optax.OptState], rows: jax.Array
+        carry: tuple[Params, optax.OptState], now: tuple[Array, Array, Array]
     ) -> tuple[tuple[Params, optax.OptState], None]:
-        return jax.vmap(update)(*carry, jnp.asarray(rates), rows), None
+        return jax.vmap(update)(*carry, jnp.asarray(decays), *now), None
 
-    return jax.lax.scan(step, (params, state), jnp.asarray(rows))[0]
+    return jax.lax.scan(step, (params, state), (rates, rows, targets))[0]
 
 
-def _predict_mlp(params: Params, images: Array) -> jax.Array:
+def predict_mlp(params: Params, images: Array) -> jax.Array:
+    """Logits (n, 10) of an MLP with two hidden layers."""
     x = jnp.reshape(images, (len(images), -1))
     x = jax.nn.relu(_linear(params["Dense_0"], x))
     x = jax.nn.relu(_linear(params["Dense_1"], x))
@@ -310,6 +374,14 @@ def _predict_cnn(params: Params, images: Array) -> jax.Array:
     x = jax.nn.relu(_conv(params["Conv_0"], x))
     x = jax.nn.relu(_conv(params["Conv_1"], x))
     return _linear(params["Dense_0"], x.reshape(len(x), -1))
+
+
+def predict_pooled_cnn(params: Params, images: Array) -> jax.Array:
+    """Logits (n, 10) of a CNN whose two convolutions end in the mean over all places."""
+    x = jnp.asarray(images)[..., None]
+    x = jax.nn.relu(_conv(params["Conv_0"], x))
+    x = jax.nn.relu(_conv(params["Conv_1"], x))
+    return _linear(params["Dense_0"], x.mean((1, 2)))
 
 
 def _predict_rnn(params: Params, images: Array) -> jax.Array:
