@@ -27,6 +27,7 @@ def test_shows_the_three_uses_and_no_block_that_goes_untested() -> None:
         ("Compile a layer", "python"),
         ("Compile a layer", "python"),
         ("Compile a layer", "python"),
+        ("Build a network", "python"),
         ("Export the source", "bash"),
         ("Export the source", "python"),
         ("Export the source", "python"),
@@ -36,7 +37,8 @@ def test_shows_the_three_uses_and_no_block_that_goes_untested() -> None:
 
 @pytest.mark.usefixtures("empty_folder")
 @pytest.mark.parametrize(
-    "section", ["Compile a layer", "Export the source", "Benchmark the backends"]
+    "section",
+    ["Compile a layer", "Build a network", "Export the source", "Benchmark the backends"],
 )
 def test_blocks_run_as_printed(section: str) -> None:
     run_blocks([block for block in BLOCKS if block.section == section])
