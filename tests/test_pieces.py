@@ -135,3 +135,53 @@ def test_transforms_of_torch_see_through(form: str) -> None:
     weights = {name: torch.stack([w, 2 * w]) for name, w in layer.named_parameters()}
     y = torch.func.vmap(lambda w: torch.func.functional_call(layer, w, (x,)))(weights)
     torch.testing.assert_close({name: leaf[0] for name, leaf in y.items()}, expected)
+
+
+# -- filled matrices -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_filled_matrix_can_be_read_in_every_form(form, backend, monkeypatch):
+    """Each cell of the grid may hold parts of several weights, and zeros."""
+    pytest.importorskip(backend)
+    planned = passes.plan_mixes
+
+    def forced(program: Program, objective: Any) -> Any:
+        plans = planned(program, objective)
+        return [replace(p, chosen=form) for p in plans if p.weight.startswith("filled")]
+
+    monkeypatch.setattr(passes, "plan_mixes", forced)
+    monkeypatch.setattr(passes, "_score", lambda done, objective: not done.filled)
+    spec = {"v": (0, 0), "w": (0, 0)}
+    options = {**OPTIONS, "sizes": {0: 4}, "terms": lambda output, input, diagram: input <= output}
+    options["machine"] = sc.Machine("slow launches", bandwidth=1e12, flops=1e12, launch=1.0)
+    program = compile_spec(spec, **options).program
+    names = {matrix.name for matrix in program.filled}
+    assert names
+    assert bool(names & set(grids_of(program))) == (form != "stacked")
+    sc.check_backends(spec, backends=["numpy", backend], plans=(False, "auto"), **options)
+    sc.check_equivariance(sc.compile(spec, backend=backend, **options))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_of_a_filled_matrix_read_in_pieces_are_those_of_the_reference(form, monkeypatch):
+    planned = passes.plan_mixes
+    monkeypatch.setattr(
+        passes,
+        "plan_mixes",
+        lambda *args: [replace(p, chosen=form) for p in planned(*args)],
+    )
+    monkeypatch.setattr(passes, "_score", lambda done, objective: not done.filled)
+    spec = {"v": (0, 0), "w": (0, 0)}
+    options = {**OPTIONS, "sizes": {0: 4}, "terms": lambda output, input, diagram: input <= output}
+    options["machine"] = sc.Machine("slow launches", bandwidth=1e12, flops=1e12, launch=1.0)
+    layer = sc.compile(spec, **options, dtype="float64")
+    plain = sc.compile(spec, **options, dtype="float64", optimize=False)
+    assert layer.compiled.program.filled
+    plain.load_state_dict(layer.state_dict())
+    x = {name: torch.randn(2, 4, 4, 4, dtype=torch.float64) for name in spec}
+    for one in (layer, plain):
+        sum((leaf**2).sum() for leaf in one(x).values()).backward()
+    for name, weight in layer.named_parameters():
+        torch.testing.assert_close(weight.grad, plain.get_parameter(name).grad)

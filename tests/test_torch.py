@@ -576,6 +576,27 @@ def test_a_large_product_is_by_onednn_and_a_small_one_is_not() -> None:
     assert by_onednn(lambda: double(wide)) == 0
 
 
+def test_onednn_gets_no_part_of_a_matrix() -> None:
+    """It takes a thousand times as long where the rows of a weight lie apart."""
+    dense: list[bool] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "_linear_pointwise" in str(func):
+                weight = args[1]
+                dense.append(weight.is_contiguous() or weight.t().is_contiguous())
+            return func(*args, **(kwargs or {}))
+
+    # One map at a time: every one reads some rows and columns of a weight.
+    options: dict[str, Any] = {"in_channels": 32, "out_channels": 32, "optimize": False}
+    layer = sc.compile({"v": ("a", "b"), "w": ("a", "b")}, **options)
+    x = {name: torch.randn(2, 64, 64, 32, requires_grad=True) for name in ("v", "w")}
+    with Watch():
+        sum(leaf.sum() for leaf in layer(x).values()).backward()
+    assert len(dense) >= 8
+    assert all(dense)
+
+
 def test_large_products_do_without_onednn() -> None:
     layer, x = large()
     expected = layer(x)["w"]

@@ -287,6 +287,8 @@ def _product(x, weight):
     if x.numel() * weight.shape[1] < 2**22:
         return x @ weight
     if _LINEAR is not None and not _transformed():
+        if not (weight.is_contiguous() or weight.t().is_contiguous()):
+            weight = weight.contiguous()  # a part of a matrix takes oneDNN a thousand times as long
         return _Product.apply(x, weight)
     rows = x.numel() // x.shape[-1]
     if rows < 512:

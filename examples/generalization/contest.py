@@ -43,6 +43,7 @@ __all__ = [
     "boosted_trees",
     "hold",
     "play",
+    "run",
     "show",
     "summary",
     "write",
@@ -234,6 +235,16 @@ def _play(
 
 def _line(score: Score) -> str:
     return f"{score.family}  {score.contestant:<28} τ {score.mean:.3f} ± {score.spread:.3f}"
+
+
+def run(framework: str, names: Sequence[str], *, quick: bool, out: Path) -> None:
+    """Hold a framework's contest, show its table and write its results."""
+    console, budget = Console(highlight=False), QUICK if quick else FULL
+    start = time.perf_counter()
+    module = f"examples.generalization.{framework}_run"
+    scores, points = hold(module, names, budget, console=console)
+    show(scores, console)
+    write(scores, points, budget, framework, time.perf_counter() - start, out)
 
 
 def show(scores: Sequence[Score], console: Console) -> None:

@@ -11,7 +11,6 @@ PyTorch's alone, and in its place stand our layers with a mean pool and no stati
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,10 +22,9 @@ import optax  # type: ignore[import-untyped]
 import typer
 from flax import nnx
 from numpy.typing import NDArray
-from rich.console import Console
 
 from examples.generalization import contest
-from examples.generalization.contest import FULL, QUICK, TREES, Budget, Fit, Train
+from examples.generalization.contest import TREES, Budget, Fit, Train
 from examples.generalization.networks import permute_all
 from examples.generalization.task import Split, Task, kendall
 from symcompile_jax import nn as scnn
@@ -185,12 +183,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the results go.")] = contest.RESULTS,
 ) -> None:
     """Train all contestants and write the results."""
-    console, budget = Console(highlight=False), QUICK if quick else FULL
-    start = time.perf_counter()
-    module = "examples.generalization.jax_run"
-    scores, points = contest.hold(module, list(CONTESTANTS), budget, console=console)
-    contest.show(scores, console)
-    contest.write(scores, points, budget, "jax", time.perf_counter() - start, out)
+    contest.run("jax", list(CONTESTANTS), quick=quick, out=out)
 
 
 if __name__ == "__main__":

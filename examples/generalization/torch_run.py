@@ -11,7 +11,6 @@ learning rates and choice of the epoch; only what turns weights into features di
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,12 +21,11 @@ import typer
 from nfn import common as nfn_common  # type: ignore[import-untyped]
 from nfn import layers as nfn_layers
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from examples.generalization import contest
-from examples.generalization.contest import FULL, QUICK, TREES, Budget, Fit, Train
+from examples.generalization.contest import TREES, Budget, Fit, Train
 from examples.generalization.networks import permute_all
 from examples.generalization.task import Split, Task, kendall
 from symcompile_torch import nn as scnn
@@ -206,12 +204,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the results go.")] = contest.RESULTS,
 ) -> None:
     """Train all contestants and write the results."""
-    console, budget = Console(highlight=False), QUICK if quick else FULL
-    start = time.perf_counter()
-    module = "examples.generalization.torch_run"
-    scores, points = contest.hold(module, list(CONTESTANTS), budget, console=console)
-    contest.show(scores, console)
-    contest.write(scores, points, budget, "torch", time.perf_counter() - start, out)
+    contest.run("torch", list(CONTESTANTS), quick=quick, out=out)
 
 
 if __name__ == "__main__":
