@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import mmap
 import os
 import platform
 import signal
@@ -20,7 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from symcompile.bench import compare, report, runner
-from symcompile.bench.child import Bench, check_gradients, check_outputs
+from symcompile.bench.child import Bench, check_gradients, check_outputs, settle
 from symcompile.bench.contestants import Contestant, build_of, find_contestants, peers_beside
 from symcompile.bench.plots import draw
 from symcompile.bench.process import environment
@@ -239,6 +240,20 @@ def test_contestants_alternate_in_processes_of_their_own(
     assert len(json.loads(cpus)) == 1
     inputs = [where for name, _, where, *_ in lines if name == "first"]
     assert all(a != b for a, b in zip(inputs[-4:], inputs[-3:], strict=False)), "inputs rotate"
+
+
+@pytest.mark.parametrize(("fresh", "calls"), [(0, 1), (3, 4), (100, 5)])
+def test_a_turn_begins_when_memory_is_at_hand(fresh: int, calls: int) -> None:
+    pytest.importorskip("resource")
+    taken: list[mmap.mmap] = []
+
+    def call() -> None:
+        if len(taken) < fresh:
+            taken.append(mmap.mmap(-1, 1 << 23))
+            taken[-1].write(b"x" * (1 << 23))
+
+    settle(lambda: None)  # what Python itself takes on the way
+    assert settle(call) == calls
 
 
 def test_without_memory_for_all_they_take_no_turns_and_the_ratio_says_so(

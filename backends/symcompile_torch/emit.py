@@ -286,17 +286,26 @@ def _product(x, weight):
         return x @ weight
     if x.numel() * weight.shape[1] < 2**22:
         return x @ weight
-    if _LINEAR is not None and not _transformed():
-        if not (weight.is_contiguous() or weight.t().is_contiguous()):
-            weight = weight.contiguous()  # a part of a matrix takes oneDNN a thousand times as long
-        return _Product.apply(x, weight)
     rows = x.numel() // x.shape[-1]
+    if _LINEAR is not None and not _in_transform():
+        if not torch.compiler.is_compiling():
+            return _Product.apply(x, weight)
+        if rows < 4 * x.shape[-1]:
+            y = torch.ops.symcompile.linear(x.reshape(rows, -1), weight.t())
+            return y.view(*x.shape[:-1], weight.shape[1])
     if rows < 512:
         return x @ weight
     # A convolution of size one goes through oneDNN too, and every transform knows it.
     image = x.reshape(1, rows, 1, -1).permute(0, 3, 1, 2)
     y = nn.functional.conv2d(image, weight.t()[:, :, None, None]).permute(0, 2, 3, 1)
     return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[1]))
+
+
+def _linear(x, weight):
+    """x @ weight.t(), for matrices, by oneDNN."""
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()  # a part of a matrix takes oneDNN a thousand times as long
+    return _LINEAR(x, weight, None, "none", [], "")
 
 
 def _outer(x, grad):
@@ -317,7 +326,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(x, weight):
-        y = _LINEAR(x.reshape(-1, x.shape[-1]), weight.t(), None, "none", [], "")
+        y = _linear(x.reshape(-1, x.shape[-1]), weight.t())
         # To autograd this is no view, as the result of @ is none: sums in place need no copies.
         return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[1]))
 
@@ -342,14 +351,39 @@ class _Product(torch.autograd.Function):
         return sum(parts if to_weight is None else [*parts, _product(x, to_weight)])
 
 
+def _remember(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad):
+    x, weight = ctx.saved_tensors
+    to_x, to_weight = ctx.needs_input_grad
+    linear = torch.ops.symcompile.linear
+    return (
+        linear(grad, weight.t()) if to_x else None,
+        linear(grad.t(), x.t()) if to_weight else None,
+    )
+
+
 # Missing where PyTorch is built without oneDNN, or names it otherwise.
 _LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+# torch.compile refuses oneDNN's product of what is no constant, but calls any operator it does not
+# know. All layers of a process share this one.
+if _LINEAR is not None and not hasattr(torch.ops.symcompile, "linear"):
+    torch.library.define("symcompile::linear", "(Tensor x, Tensor weight) -> Tensor")
+    torch.library.impl("symcompile::linear", "CPU", _linear)
+    torch.library.register_fake(
+        "symcompile::linear", lambda x, weight: x.new_empty(len(x), len(weight))
+    )
+    torch.library.register_autograd("symcompile::linear", _backward, setup_context=_remember)
 
 
 '''
 
 _TRANSFORMED = '''\
+# Whether torch.func takes this call apart.
 _in_transform = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
-__all__ = ["available", "give_back", "peak_of"]
+if sys.platform != "win32":
+    import resource
+
+__all__ = ["available", "give_back", "page_faults", "peak_of"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _LONG = 1.0
@@ -50,6 +54,13 @@ def peak_of(call: Callable[[], Any], repeats: int = 2) -> int | None:
             return None
         found.append(max(peak - before, 0))
     return min(found)
+
+
+def page_faults() -> int:
+    """Pages that the system has handed to this process; 0 where it does not say."""
+    if sys.platform == "win32":
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def available() -> int | None:
