@@ -123,12 +123,14 @@ def settle(call: Callable[[], Any]) -> int:
     Returns:
         the number of calls.
     """
-    for count in range(1, _UNSETTLED + 1):
+    calls = 0
+    while calls < _UNSETTLED:
         before = page_faults()
         call()
+        calls += 1
         if page_faults() - before < _FEW:
             break
-    return count
+    return calls
 
 
 def _seconds(call: Callable[[], Any]) -> float:

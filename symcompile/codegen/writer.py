@@ -149,6 +149,8 @@ class _Writer:
         match op:
             case Input(tensor=tensor):
                 name = self.layout.inputs[tensor]
+                if len(self.types[number].labels) >= self.order:
+                    self.large.add(name)  # may be a copy, of another layout or dtype
                 return _Value(name, stem=name)
             case Const():
                 if number in self.owned.unmade:
@@ -313,7 +315,7 @@ class _Writer:
         rows, cols = self.shapes[op.weights[0]]
         groups = grouped([self.types[arg].width for arg in op.args], rows) or []
         members = self.types[number].members
-        names = [self.namer(f"mixed_{'_'.join(map(str, labels))}") for labels in members]
+        names = [self._new(f"mixed_{'_'.join(map(str, labels))}") for labels in members]
         batching = self.dialect.batching
         self.lines.append("")
         if batching is None:
