@@ -50,6 +50,55 @@ def test_large_outputs_of_one_mix_are_products_of_their_own_that_their_sums_are_
     ]
 
 
+GRAPHS = [
+    (2, "bytes", [(1, 0)]),
+    (3, "peak", [(0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]),
+]
+
+
+@pytest.mark.parametrize(("order", "minimize", "axes"), GRAPHS)
+def test_products_of_an_input_are_made_when_they_are_added(order, minimize, axes):
+    options = {"in_channels": 32, "out_channels": 32, "sizes": {0: 64}, "minimize": minimize}
+    program = compile_spec({"x": (0,) * order}, **options).program
+    ((_, found),) = accumulations(program).items()
+    assert sorted(program.ops[term].axes for term in found.late) == axes
+    for term, mix in found.late.items():
+        assert program.ops[term].args == (mix,)
+        assert program.ops[mix].weight == program.ops[found.base].weight
+
+
+def test_a_product_that_depends_on_more_than_the_base_is_made_before_it():
+    """The zero that anchors the base is made from it."""
+    spec = {"x": (0, 0), "y": (0, 0)}
+    options = {"in_channels": 32, "out_channels": 32, "sizes": {0: 64}, "minimize": "peak"}
+    program = compile_spec(spec, **options).program
+    made = accumulations(program)
+    assert len(made) == 2
+    for found in made.values():
+        assert not set(found.anchors) & set(found.late.values())
+        for mix in found.late.values():
+            assert program.ops[mix].args == program.ops[found.base].args
+
+
+def test_products_added_a_few_samples_at_a_time_are_those_added_at_once():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    options = {"in_channels": 32, "out_channels": 32, "sizes": {0: 48}}
+    layer = sc.compile({"x": (0, 0)}, **options, dtype="float32")
+    assert "_add_product(" in layer.source
+    for batch in [(7,), (2, 3), (1,), ()]:
+        x = {"x": torch.randn(*batch, 48, 48, 32)}
+        whole = layer(x)["x"]
+        assert whole.requires_grad
+        with torch.no_grad():
+            parts = layer(x)["x"]
+            each = torch.func.vmap(layer)(x)["x"] if batch else parts
+        torch.testing.assert_close(parts, whole.detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(each, whole.detach(), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert layer({"x": torch.randn(0, 48, 48, 32)})["x"].shape == (0, 48, 48, 32)
+
+
 def test_one_array_of_full_size_is_made_for_an_output():
     source = sc.compile(MLP, **FOUR).source
     assert source.count(" += ") == 2

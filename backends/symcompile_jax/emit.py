@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from symcompile.codegen import Compiled, Embedding, write_parts
-from symcompile.codegen.layout import wrapped
+from symcompile.codegen.layout import one_move, wrapped
 from symcompile.codegen.template import block, header, reading, scales_table, tensors_table
 from symcompile.ir import Block
 
@@ -216,6 +216,14 @@ class _Jax:
 
     def product(self, value: str, weight: str, *, large: bool) -> str:
         return f"{value} @ {weight}"
+
+    def add_product(self, target: str, value: str, weight: str, axes: Sequence[int]) -> str:
+        product = f"({value} @ {weight})"
+        places = [axis - len(axes) - 1 for axis in range(len(axes))]
+        moved = [places[axis] for axis in axes]
+        if moved != places:
+            product = self.move_axes(product, *one_move(moved, places))
+        return f"{target} += {product}"
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         over = str(axes[0]) if len(axes) == 1 else str(tuple(axes))

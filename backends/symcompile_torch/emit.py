@@ -382,6 +382,24 @@ if _LINEAR is not None and not hasattr(torch.ops.symcompile, "linear"):
 
 '''
 
+_ADD_PRODUCT = '''\
+def _add_product(total, x, weight, axes):
+    """total += x @ weight, index axis k of the product being axis `axes[k]` of what is added.
+
+    On CPU a few samples at a time: what is added is still in the cache, and takes little memory.
+    """
+    batch = x.dim() - len(axes) - 1
+    order = (*range(batch), *(batch + axis for axis in axes), -1)
+    if not batch or x.device.type != "cpu" or total.requires_grad or _transformed():
+        total += _product(x, weight).permute(order)
+        return
+    few = 1 + 3 * 2**19 * len(total) // (total.nbytes + 1)  # samples, of 1.5 MiB or one more
+    for part, rows in zip(total.split(few), x.split(few)):
+        part += _product(rows, weight).permute(order)
+
+
+'''
+
 _TRANSFORMED = '''\
 # Whether torch.func takes this call apart.
 _in_transform = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
@@ -425,8 +443,9 @@ def emit(compiled: Compiled) -> str:
     default = ""
     if compiled.dtype is not None:
         default = f"        dtype = torch.{compiled.dtype} if dtype is None else dtype\n"
-    products, means = (
-        any(f"{helper}(" in line for line in parts.compute) for helper in ("_product", "_mean")
+    adds, products, means = (
+        any(f"{helper}(" in line for line in parts.compute)
+        for helper in ("_add_product", "_product", "_mean")
     )
     return _TEMPLATE.format(
         header=header(compiled, "PyTorch"),
@@ -447,7 +466,7 @@ def emit(compiled: Compiled) -> str:
         lay_out=_lay_out(bool(stacks), bool(poured)),
         laid_out="        self._lay_out()\n" if stacked else "",
         side_by_side=(_FLAT if stacked else "") + (_FILL if poured else ""),
-        products=_PRODUCT if products else "",
+        products=(_ADD_PRODUCT if adds else "") + (_PRODUCT if products else ""),
         means=_MEAN if means else "",
         transformed=_TRANSFORMED if products or means else "",
         read=block(parts.read, 8),
@@ -534,6 +553,9 @@ class _Torch:
 
     def product(self, value: str, weight: str, *, large: bool) -> str:
         return f"_product({value}, {weight})" if large else f"{value} @ {weight}"
+
+    def add_product(self, target: str, value: str, weight: str, axes: Sequence[int]) -> str:
+        return f"_add_product({target}, {value}, {weight}, {tuple(axes)})"
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         dims = str(axes[0]) if len(axes) == 1 else str(tuple(axes))

@@ -77,6 +77,9 @@ class Dialect(Protocol):
     def product(self, value: str, weight: str, *, large: bool) -> str:
         """Channels times a matrix; `large` if there are index axes or very many channels."""
 
+    def add_product(self, target: str, value: str, weight: str, axes: Sequence[int]) -> str:
+        """Add channels times a matrix to a sum; `axes` says which index axis goes where."""
+
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         """A reduction over `axes`, of `count` entries each.
 

@@ -164,6 +164,8 @@ class _Writer:
                 return self._broadcast(number, op)
             case Reduce():
                 return self._reduce(op)
+            case Transpose() if number in self.owned.within:
+                return _Value("")  # written by the sum it is added to
             case Transpose(args=(arg,), axes=axes):
                 source = self.values[arg]
                 places = [axis - len(axes) - 1 for axis in range(len(axes))]
@@ -280,13 +282,10 @@ class _Writer:
 
     def _mix(self, number: int, op: Mix) -> _Value:
         if number in self.owned.within:
-            return _Value("")  # written by the sum that is accumulated into it
+            return _Value("")  # written by the sum that is accumulated into it, or it is added to
         (arg,) = op.args
         source, feature = self.values[arg], self.program.ops[arg]
-        weight = self._weight(op)
-        inner = self._narrow(source.text, source)
-        text = self._product(inner, weight, number) if source.text else weight
-        slices = self._tiling(number)
+        weight, slices = self._weight(op), self._tiling(number)
         if slices:
             while isinstance(feature, Mix):  # the first factor of a mix of low rank
                 feature = self.program.ops[feature.args[0]]
@@ -297,6 +296,8 @@ class _Writer:
             self.lines.append(
                 f"# Signature {signature}: {made_of}, {len(slices)} half-diagrams out."
             )
+        text = self._product(self._operand(arg), weight, number) if source.text else weight
+        if slices:
             if source.text:
                 mixed = self._new(f"mixed_{'_'.join(map(str, self.types[number].labels))}")
                 self.lines.append(f"{mixed} = {text}")
@@ -338,6 +339,19 @@ class _Writer:
                 self.lines.append(f"{wrapped(names, bare=True)} = {parts}")
         self.members[number] = [_Value(name, stem=name) for name in names]
         return _Value("")
+
+    def _operand(self, number: int) -> str:
+        """What a product reads, in the dtype of the computation.
+
+        What is put together for it has a name of its own: then what it is made of can be freed.
+        """
+        value = self.values[number]
+        text = self._narrow(value.text, value)
+        if isinstance(self.program.ops[number], Concat) and len(self.readers[number]) == 1:
+            name = self._new(value.stem)
+            self.lines.append(f"{name} = {text}")
+            return name
+        return text
 
     def _product(self, text: str, weight: str, number: int) -> str:
         """The product that value `number` is."""
@@ -455,7 +469,6 @@ class _Writer:
         """Write the mix that is the base of a sum, and add all other plain terms to it."""
         op = self.program.ops[accumulation.base]
         assert isinstance(op, Mix), "a base is a mix"
-        source = self.values[op.args[0]]
         anchors = [self.values[arg].text for arg in accumulation.anchors]
         weight, zeros = self._weight(op), self.dialect.anchors(anchors)
         if zeros:
@@ -463,12 +476,24 @@ class _Writer:
             self.lines.append(_sum(anchored, [weight, *zeros]))
             weight = anchored
         target = self._new(name)
-        product = self._product(self._narrow(source.text, source), weight, accumulation.base)
+        product = self._product(self._operand(op.args[0]), weight, accumulation.base)
         self.lines.append(f"{target} = {product}")
-        self.lines += [
-            f"{target} += {self.values[arg].text}" for arg in plain if arg != accumulation.base
-        ]
+        for arg in plain:
+            if arg in accumulation.late:
+                self._add_late(target, arg, accumulation.late[arg])
+            elif arg != accumulation.base:
+                self.lines.append(f"{target} += {self.values[arg].text}")
         return _Value(target, stem=target)
+
+    def _add_late(self, target: str, term: int, number: int) -> None:
+        """Make a product and add it, transposed if the term of the sum is."""
+        op, moved = self.program.ops[number], self.program.ops[term]
+        assert isinstance(op, Mix), "late terms are products"
+        order = len(self.types[term].labels)
+        axes = moved.axes if isinstance(moved, Transpose) else tuple(range(order))
+        source = self.values[op.args[0]]
+        value, weight = self._narrow(source.text, source), self._weight(op)
+        self.lines.append(self.dialect.add_product(target, value, weight, axes))
 
     def _embed(
         self, number: int, total: _Value | None, *, owned: bool = False, covered: bool = False

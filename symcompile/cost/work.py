@@ -290,7 +290,10 @@ class Accountant:
         if made.accumulation:
             (arg,) = self.program.ops[made.accumulation.base].args
             stacked = arg in self.owned.within or not self.layouts[arg].in_rows
-            return whole, self._extent(arg) if stacked else _NOTHING
+            # One after the other: what the base multiplies, then every product made late.
+            labels, wide = self.types[number].labels, self.types[number].width
+            width = max(self.types[arg].width * stacked, wide * bool(made.accumulation.late))
+            return whole, Polynomial.of(labels, width) if width else _NOTHING
         if made.embeds and not made.owned:
             return whole, whole if made.plain else _NOTHING
         if len(made.covered) < len(made.embeds):

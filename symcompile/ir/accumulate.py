@@ -11,11 +11,11 @@ of the mix: then the product depends on everything that is added to it.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from symcompile.ir.extent import lazy_axes
-from symcompile.ir.ops import Add, Broadcast, Const, Embed, Mix
+from symcompile.ir.ops import Add, Broadcast, Const, Embed, Input, Mix, Transpose
 from symcompile.ir.program import Program, types_of
 from symcompile.ir.readers import readers_of
 from symcompile.ir.sources import sources_of
@@ -34,10 +34,13 @@ class Accumulation:
     Attributes:
         base: the mix whose product is added to.
         anchors: the values a zero is made from.
+        late: terms that are products of an input, maybe transposed, by number of the term its mix.
+            Made only when they are added, one after the other, they need memory one at a time.
     """
 
     base: int
     anchors: tuple[int, ...]
+    late: Mapping[int, int] = field(default_factory=dict)
 
 
 def accumulations(program: Program) -> dict[int, Accumulation]:
@@ -80,6 +83,16 @@ def accumulated(
             and readers[arg] == (total,)
         )
 
+    def late_mix(arg: int) -> int | None:
+        if isinstance(program.ops[arg], Transpose) and len(readers[arg]) == 1:
+            (arg,) = program.ops[arg].args
+        op = program.ops[arg]
+        if not (isinstance(op, Mix) and len(readers[arg]) == 1 and not lazy[arg]):
+            return None
+        if arg in batched or len(shapes[op.weight]) != 2:
+            return None
+        return arg if isinstance(program.ops[op.args[0]], Input) else None
+
     found: dict[int, Accumulation] = {}
     for number, op in enumerate(program.ops):
         if not isinstance(op, Add) or len(op.args) < 2 or len(types[number].labels) < 2:
@@ -87,13 +100,15 @@ def accumulated(
         base = next((arg for arg in op.args if is_base(arg, number)), None)
         if base is None:
             continue
+        late = {arg: made for arg in op.args if (made := late_mix(arg)) not in (None, base)}
         covered, anchors = sources[base], []
         for arg in op.args:
             if sources[arg] & ~covered:
+                late.pop(arg, None)
                 covered |= sources[arg]
                 while isinstance(program.ops[arg], Broadcast | Embed):
                     arg = program.ops[arg].args[0]
                 anchors.append(arg)
         if len(anchors) <= MOST_ANCHORS:
-            found[number] = Accumulation(base, tuple(anchors))
+            found[number] = Accumulation(base, tuple(anchors), late)
     return found

@@ -64,7 +64,8 @@ class Ownership:
         shared: views of an array that does not belong to them alone: a part of it, or a weight.
         unmade: constants that mixes alone read. They are never made, and the mixes are the weights.
         within: values with no array of their own, and the sum they are written as a part of:
-            its embeddings, the mix that it is accumulated into, and the stack this mix reads.
+            its embeddings, the mix that it is accumulated into with the stack that this mix reads,
+            and products made when they are added.
         sums: every `add`.
     """
 
@@ -127,6 +128,8 @@ def ownership(
                 accumulation = in_place.get(number)
                 if accumulation:
                     within[accumulation.base] = number
+                    for term, mix in accumulation.late.items():
+                        within[term] = within[mix] = number
                     (stack,) = ops[accumulation.base].args
                     if isinstance(ops[stack], Concat) and len(readers[stack]) == 1:
                         within[stack] = number
