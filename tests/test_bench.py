@@ -675,6 +675,44 @@ def test_peak_memory_counts_what_is_held_at_the_peak_only(
     assert float(done.stdout) == pytest.approx(held, rel=0.1)
 
 
+HOLES = """
+import sys
+import numpy as np
+from symcompile.bench import memory
+
+if sys.argv[1] == "left":
+    memory._plug = lambda: None
+hole, above = np.zeros(1 << 28, np.uint8), np.zeros(1 << 24, np.uint8)
+del hole
+
+def call():
+    kept = []
+    for k in range(10):  # each that passes leaves room that is too small for those to come
+        passing = np.ones((k + 6) << 18, np.uint8)
+        kept.append(np.ones(1 << 22, np.uint8))
+        del passing
+    return kept
+
+print(memory.peak_of(call) / 2**20)
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="about its allocator")
+def test_room_in_the_heap_does_not_make_calls_seem_to_hold_what_they_let_go(tmp_path: Path) -> None:
+    plugged, left = (
+        float(
+            subprocess.check_output(
+                [sys.executable, "-c", HOLES, what],
+                env=environment(SETTING, str(tmp_path)),
+                timeout=60,
+            )
+        )
+        for what in ("plugged", "left")
+    )
+    assert plugged == pytest.approx(40 + 15 / 4, rel=0.05)
+    assert left > 1.2 * plugged, "if this is so no more, nothing needs to be plugged"
+
+
 def test_xla_states_what_a_call_on_a_gpu_takes() -> None:
     jax = pytest.importorskip("jax")
     from symcompile.bench.jax_subject import jax_subject

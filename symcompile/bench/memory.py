@@ -23,6 +23,9 @@ if sys.platform != "win32":
 __all__ = ["available", "give_back", "page_faults", "peak_of"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_SMALLEST, _LARGEST = 1 << 16, 1 << 34
+"""Bytes from which blocks are mapped one by one, and of the largest hole looked for."""
+
 _LONG = 1.0
 _FREED = 0.1
 """Seconds after which buffers that nobody holds are freed: some frameworks do it in a thread."""
@@ -35,6 +38,7 @@ def peak_of(call: Callable[[], Any], repeats: int = 2) -> int | None:
     call that takes long is looked at once.
     """
     _keep_nothing()
+    _plug()
     call()  # what it frees goes back to the system, and with it what was kept before
     found: list[int] = []
     start = perf_counter()
@@ -87,7 +91,29 @@ def _keep_nothing() -> None:
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX):
-            mallopt(parameter, 1 << 16)
+            mallopt(parameter, _SMALLEST)
+
+
+def _plug() -> None:
+    """Take all holes in the heap, without touching them.
+
+    A large block goes into a hole before it is mapped on its own, and stays resident when it is
+    freed: calls would seem to hold what they let go.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        library = ctypes.CDLL(None)
+        if not hasattr(library, "mallopt"):
+            return
+        library.malloc.restype = ctypes.c_void_p
+        library.malloc.argtypes = [ctypes.c_size_t]
+        library.free.argtypes = [ctypes.c_void_p]
+        size = _LARGEST
+        while size >= _SMALLEST:
+            block = library.malloc(size)
+            # Bit 1 of the word before a block says that it is mapped on its own (glibc, malloc.c).
+            if block is None or ctypes.c_size_t.from_address(block - 8).value & 2:
+                library.free(block)
+                size //= 2
 
 
 def give_back() -> None:
