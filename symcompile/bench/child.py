@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -244,6 +245,7 @@ def _dot(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
 def main() -> None:
     """Serve one parent until it closes stdin, or ends in whatever way."""
     _end_with_parent()
+    _first_to_go()
     # Libraries print; what they print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -303,6 +305,12 @@ def _end_with_parent() -> None:
     parent_death = 1  # PR_SET_PDEATHSIG, Linux only
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(parent_death, signal.SIGKILL)
+
+
+def _first_to_go() -> None:
+    """Where memory runs out the contestant that takes it is to end, and nobody else."""
+    with suppress(OSError):  # Linux only
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 @contextmanager
