@@ -99,6 +99,25 @@ def test_products_added_a_few_samples_at_a_time_are_those_added_at_once():
         assert layer({"x": torch.randn(0, 48, 48, 32)})["x"].shape == (0, 48, 48, 32)
 
 
+@pytest.mark.parametrize(("channels", "samples"), [(32, 6), (8, 29)])
+def test_few_samples_make_a_large_product_still(channels, samples):
+    """Of few channels 1.5 MiB are multiplied too little for oneDNN."""
+    torch = pytest.importorskip("torch")
+    options = {"in_channels": channels, "out_channels": channels, "sizes": {0: 48}}
+    layer = sc.compile({"x": (0, 0)}, **options, dtype="float32")
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "_linear_pointwise" in str(func):
+                seen.append(len(args[0]) // 48**2)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Watch():
+        layer({"x": torch.randn(40, 48, 48, channels)})
+    assert next(count for count in seen if 0 < count < 40) == samples
+
+
 def test_one_array_of_full_size_is_made_for_an_output():
     source = sc.compile(MLP, **FOUR).source
     assert source.count(" += ") == 2

@@ -132,7 +132,7 @@ FUNCTIONS = {
             "_LINEAR",
             "_linear",
             "linear",
-            *["define", "impl", "register_fake", "register_autograd"],
+            *["_define", "define", "impl", "register_fake", "register_autograd"],
             "conv2d",
             "_transformed",
             "_in_transform",

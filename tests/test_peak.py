@@ -69,6 +69,8 @@ def measured_peak(layer, spec, sizes, channels, batch=BATCH):
     return live.peak / batch
 
 
+KERNELS = {"a": (0, 1), "b": (1, 2), "c": (2, 0)}
+
 CASES = [
     ({"w": (0, 0)}, {0: 20}),
     ({"w": (0, 0, 0)}, {0: 10}),
@@ -79,6 +81,8 @@ CASES = [
     ({"x": (0,), "y": (0,)}, {0: 50}),
     ({"x0": ("b", "d"), "x1": ("a", "b")}, {"a": 5, "b": 5, "d": 5}),
     ({"x0": ("b", "d"), "x1": ("a", "b")}, {"a": 7, "b": 7, "d": 7}),
+    # Copied on the way in, with fixed axes last; outputs of the same names as inputs.
+    ({name: (sc.Fixed(9), *labels) for name, labels in KERNELS.items()}, {0: 20, 1: 20, 2: 20}),
 ]
 
 

@@ -693,6 +693,35 @@ def test_a_wide_product_is_an_operator_that_torch_compile_leaves_alone() -> None
         close(found, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("dynamic", [True, None])
+def test_a_compiled_wide_product_takes_batches_of_any_size(dynamic: bool | None) -> None:
+    layer = sc.compile({"w": (sc.Fixed(3), sc.Fixed(40))}, in_channels=16, out_channels=16)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    call = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend=counter)
+    for batch in range(16, 22):
+        x = {"w": torch.randn(batch, 3, 40, 16)}
+        close(call(x)["w"], layer(x)["w"], rtol=1e-5, atol=1e-4)
+    assert counter.frame_count <= 2
+    assert any(
+        node.target is torch.ops.symcompile.linear.default or "symcompile" in str(node.target)
+        for graph in counter.graphs
+        for node in graph.graph.nodes
+    )
+
+
+def test_a_compiled_wide_product_has_a_derivative_forward() -> None:
+    layer = sc.compile(WIDE, in_channels=16, out_channels=16)
+    x, t = torch.randn(16, 3, 40, 16), torch.randn(16, 3, 40, 16)
+    call = torch.compile(layer, backend="eager")
+    call({"w": x})
+    forward = torch.autograd.forward_ad
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context, forward.dual_level():
+            tangent = forward.unpack_dual(call({"w": forward.make_dual(x, t)})["w"])[1]
+        close(tangent, layer({"w": t})["w"] - layer({"w": 0 * t})["w"], rtol=1e-4, atol=1e-3)
+
+
 def test_a_wide_product_in_a_transform_that_is_compiled() -> None:
     layer = sc.compile(WIDE, in_channels=16, out_channels=16)
     x = {"w": torch.randn(2, 16, 3, 40, 16)}

@@ -290,7 +290,8 @@ def _product(x, weight):
     if _LINEAR is not None and not _in_transform():
         if not torch.compiler.is_compiling():
             return _Product.apply(x, weight)
-        if rows < 4 * x.shape[-1]:
+        # The operator has no derivative forward.
+        if rows < 4 * x.shape[-1] and getattr(_forward, "_current_level", -1) < 0:
             y = torch.ops.symcompile.linear(x.reshape(rows, -1), weight.t())
             return y.view(*x.shape[:-1], weight.shape[1])
     if rows < 512:
@@ -368,16 +369,27 @@ def _backward(ctx, grad):
 # Missing where PyTorch is built without oneDNN, or names it otherwise.
 _LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+_forward = torch.autograd.forward_ad
 
-# torch.compile refuses oneDNN's product of what is no constant, but calls any operator it does not
-# know. All layers of a process share this one.
-if _LINEAR is not None and not hasattr(torch.ops.symcompile, "linear"):
-    torch.library.define("symcompile::linear", "(Tensor x, Tensor weight) -> Tensor")
+
+def _define():
+    """Make `_linear` an operator: torch.compile calls those it does not know, but not oneDNN's."""
+    try:
+        torch.library.define("symcompile::linear", "(Tensor x, Tensor weight) -> Tensor")
+    except RuntimeError:
+        return  # another layer did so at the same time
     torch.library.impl("symcompile::linear", "CPU", _linear)
-    torch.library.register_fake(
-        "symcompile::linear", lambda x, weight: x.new_empty(len(x), len(weight))
-    )
+    torch.library.register_fake("symcompile::linear", _shaped)
     torch.library.register_autograd("symcompile::linear", _backward, setup_context=_remember)
+
+
+def _shaped(x, weight):
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+# All layers of a process share it.
+if _LINEAR is not None and not hasattr(torch.ops.symcompile, "linear"):
+    _define()
 
 
 '''
@@ -390,10 +402,14 @@ def _add_product(total, x, weight, axes):
     """
     batch = x.dim() - len(axes) - 1
     order = (*range(batch), *(batch + axis for axis in axes), -1)
-    if not batch or x.device.type != "cpu" or total.requires_grad or _transformed():
+    learns = torch.is_grad_enabled() and any(part.requires_grad for part in (total, x, weight))
+    if not batch or x.device.type != "cpu" or learns or _transformed():
         total += _product(x, weight).permute(order)
         return
-    few = 1 + 3 * 2**19 * len(total) // (total.nbytes + 1)  # samples, of 1.5 MiB or one more
+    # So many samples as take 1.5 MiB and as make a large product, if all together do.
+    samples, work = max(len(total), 1), x.numel() * weight.shape[1]
+    size, work = (max(whole // samples, 1) for whole in (total.nbytes, work))
+    few = 1 + max((3 * 2**19 - 1) // size, (2**22 - 1) // work)
     for part, rows in zip(total.split(few), x.split(few)):
         part += _product(rows, weight).permute(order)
 

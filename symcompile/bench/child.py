@@ -42,7 +42,7 @@ _UNSETTLED, _FEW = 5, 1 << 8
 """Calls after which a turn begins though memory is still handed out, and pages that are none."""
 
 _PATIENCE = 1.0
-"""Seconds of a call that is long enough not to need a second look."""
+"""Seconds of a call that is long enough not to need a second look, and of waiting for a turn."""
 
 
 class Bench:
@@ -124,8 +124,8 @@ def settle(call: Callable[[], Any]) -> int:
     Returns:
         the number of calls.
     """
-    calls = 0
-    while calls < _UNSETTLED:
+    calls, start = 0, perf_counter()
+    while calls < _UNSETTLED and perf_counter() - start < _PATIENCE:
         before = page_faults()
         call()
         calls += 1

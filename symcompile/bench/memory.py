@@ -26,6 +26,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _SMALLEST, _LARGEST = 1 << 16, 1 << 34
 """Bytes from which blocks are mapped one by one, and of the largest hole looked for."""
 
+_MOST_HOLES = 1 << 14
+
 _LONG = 1.0
 _FREED = 0.1
 """Seconds after which buffers that nobody holds are freed: some frameworks do it in a thread."""
@@ -100,20 +102,26 @@ def _plug() -> None:
     A large block goes into a hole before it is mapped on its own, and stays resident when it is
     freed: calls would seem to hold what they let go.
     """
+    # Another C library, or another allocator in its place, lays blocks out in its own way.
     with suppress(AttributeError, OSError, TypeError):
         library = ctypes.CDLL(None)
-        if not hasattr(library, "mallopt"):
+        if _address(library.malloc) != _address(ctypes.CDLL("libc.so.6").malloc):
             return
         library.malloc.restype = ctypes.c_void_p
         library.malloc.argtypes = [ctypes.c_size_t]
         library.free.argtypes = [ctypes.c_void_p]
-        size = _LARGEST
-        while size >= _SMALLEST:
+        size, left = _LARGEST, _MOST_HOLES
+        while size >= _SMALLEST and left:
             block = library.malloc(size)
+            left -= 1
             # Bit 1 of the word before a block says that it is mapped on its own (glibc, malloc.c).
             if block is None or ctypes.c_size_t.from_address(block - 8).value & 2:
                 library.free(block)
                 size //= 2
+
+
+def _address(function: Any) -> int | None:
+    return ctypes.cast(function, ctypes.c_void_p).value
 
 
 def give_back() -> None:

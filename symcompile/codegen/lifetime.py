@@ -17,6 +17,7 @@ _LINE = 84
 """Longest list of names in one statement."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
 
 def free_early(statements: Sequence[str], names: Collection[str], result: str) -> list[str]:
@@ -24,14 +25,16 @@ def free_early(statements: Sequence[str], names: Collection[str], result: str) -
 
     Names in `result`, the expression returned, stay; so do those the last statement mentions.
 
+    >>> free_early(["b = f(a)", "c = b + b"], {"a", "b"}, "{'a': c}")
+    ['b = f(a)', 'del a', 'c = b + b']
     >>> free_early(["a = f(x)", "b = g(a)", "c = b + b"], {"a", "b", "c"}, "c")
     ['a = f(x)', 'b = g(a)', 'del a', 'c = b + b']
     """
     last: dict[str, int] = {}
     for number, statement in enumerate(statements):
-        for name in _NAME.findall(_code(statement)):
+        for name in _names(statement):
             last[name] = number
-    kept = set(_NAME.findall(result))
+    kept = set(_names(result))
     lines: list[str] = []
     for number, statement in enumerate(statements):
         lines.append(statement)
@@ -42,5 +45,6 @@ def free_early(statements: Sequence[str], names: Collection[str], result: str) -
     return lines
 
 
-def _code(statement: str) -> str:
-    return "" if statement.startswith("#") else statement
+def _names(code: str) -> list[str]:
+    """All names in a piece of code; words of comments and strings, such as keys, are none."""
+    return [] if code.startswith("#") else _NAME.findall(_STRING.sub("", code))

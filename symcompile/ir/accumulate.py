@@ -1,8 +1,8 @@
 """Which sums are accumulated into the product of a mix.
 
-In: a Program. Out: for each such sum the mix whose result it is accumulated into, and the terms
-that anchor it. A fresh array costs about as much as the arithmetic that fills it, so of a large sum
-only one operand should ever be allocated.
+In: a Program. Out: for each such sum the mix whose result it is accumulated into, the terms that
+anchor it, and the terms that are made only when they are added. A fresh array costs about as much
+as the arithmetic that fills it, so of a large sum only one operand should ever be allocated.
 
 The one thing to know: under vmap a term may have a batch axis that the product lacks, and then a
 sum in place would not fit. So a zero made from each such term, the anchors, is added to the weight
