@@ -1,0 +1,429 @@
+"""The text of generated modules that does not depend on the spec: the frame, and helpers.
+
+In: nothing. Out: strings that `emit` puts together; a helper is written only where it is called.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ADD_PRODUCT",
+    "FILL",
+    "FILLED_PLACES",
+    "FLAT",
+    "LAY_OUT",
+    "MEAN",
+    "PRODUCT",
+    "TEMPLATE",
+    "TRANSFORMED",
+]
+
+TEMPLATE = '''\
+{header}
+
+import torch
+from torch import nn
+
+# The tensors read: (path, number of axes besides batch and channels).
+TENSORS = {tensors}
+
+# How weights are drawn, run-length coded: rows (length, factor, is direct), columns (length, base,
+# direct), and whether direct rows and columns meet in an orthogonal block. Standard deviations are
+# factor x base, and direct in that block.
+SCALES = {scales}{stacks}
+
+
+class ShapeError(ValueError):
+    """A tensor or a tree does not fit the spec."""
+
+
+class {name}(nn.Module):
+    """y = layer(x); x and y are trees of tensors, a leaf has shape (*batch, *axes, channels)."""
+
+    def __init__(self, *, dtype=None, device=None):
+        super().__init__()
+{default_dtype}        kind = {{"dtype": dtype, "device": device}}
+{parameters}
+{laid_out}        self.reset_parameters()
+
+{lay_out}    @torch.no_grad()
+    def reset_parameters(self):
+        """Draw the weights anew; the bias starts at zero."""
+        for name, weight in self.named_parameters(recurse=False):
+            if name in SCALES:
+                weight.copy_(_draw(weight, *SCALES[name]))
+            else:
+                weight.zero_()
+
+    def forward(self, x):
+        leaves = _read(x)
+        dtype = _common_dtype(leaves, self.{first})
+{read}
+{cast}
+{weights}
+
+{compute}
+{result}
+
+
+def _draw(weight, rows, cols, orthogonal):
+    """Initial values of a weight."""
+    factor, is_direct = ([run[k] for run in rows for _ in range(run[0])] for k in (1, 2))
+    base, direct = ([run[k] for run in cols for _ in range(run[0])] for k in (1, 2))
+    tops = [row for row, yes in enumerate(is_direct) if yes]
+    lefts = [col for col, deviation in enumerate(direct) if deviation]
+    # Half types are drawn in float32 and rounded.
+    kind = {{"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}}
+    values = torch.randn(weight.shape, **kind)
+    values *= torch.tensor(factor, **kind)[:, None] * torch.tensor(base, **kind)
+    if tops and lefts:
+        block = torch.randn(len(tops), len(lefts), **kind)
+        if orthogonal:
+            block = _orthogonal(block)
+        block *= torch.tensor([direct[col] for col in lefts], **kind)
+        index = torch.tensor(tops, device=weight.device)[:, None]
+        values[index, torch.tensor(lefts, device=weight.device)] = block
+    return values
+
+
+def _orthogonal(noise):
+    """A random matrix whose shorter side is orthogonal; entries keep unit variance."""
+    tall = noise if noise.shape[0] >= noise.shape[1] else noise.mH
+    q, r = torch.linalg.qr(tall)
+    # The signs make it uniform over orthogonal matrices (Mezzadri, arXiv math-ph/0609050).
+    q = q * r.diagonal().sgn() * tall.shape[0] ** 0.5
+    return q if tall is noise else q.mH
+
+
+{reading}
+
+
+{side_by_side}{products}{means}{transformed}def _common_dtype(leaves, weight):
+    """The dtype to compute in: the inputs', unless they are integers or the weights complex.
+
+    Under autocast it is autocast's, as for any matrix product.
+    """
+    dtype = leaves[0].dtype
+    for leaf in leaves:
+        dtype = torch.promote_types(dtype, leaf.dtype)
+    if weight.is_complex() or not (dtype.is_floating_point or dtype.is_complex):
+        dtype = torch.promote_types(dtype, weight.dtype)
+    device = leaves[0].device.type
+    narrow = dtype.is_floating_point and dtype.itemsize <= 4
+    if narrow and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    return dtype
+'''
+
+LAY_OUT = '''\
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self._lay_out()
+        return self
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._lay_out()
+
+    def _lay_out(self):
+        """Put weights that are read at once side by side in memory, if plain parameters."""
+        for names in STACKS:
+            parts = [self._parameters.get(name) for name in names]
+            if all(type(part) is nn.Parameter for part in parts) and _can_move(parts):
+                whole = torch.cat([part.detach().flatten() for part in parts])
+                for part, new in zip(parts, whole.split([part.numel() for part in parts])):
+                    part.data = new.view(part.shape)
+'''
+
+FILLED_PLACES = """\
+        self._places = _places(self)
+"""
+
+FLAT = '''\
+def _flat(*parts):
+    """The entries of all parts in a row, without a copy where they lie side by side already."""
+    if torch.compiler.is_compiling() or not _side_by_side(parts):
+        return torch.cat([part.reshape(-1) for part in parts])
+    return _SideBySide.apply(*parts)
+
+
+def _side_by_side(parts):
+    """True of parameters that follow each other in one storage."""
+    if not all(type(part) is nn.Parameter and part.is_contiguous() for part in parts):
+        return False
+    storage, place = parts[0].untyped_storage().data_ptr(), parts[0].data_ptr()
+    for part in parts:
+        if part.data_ptr() != place or part.untyped_storage().data_ptr() != storage:
+            return False
+        place += part.nbytes
+    return True
+
+
+def _can_move(parts):
+    """True of parameters that lie apart, are alike, and are shared with no other process."""
+    kinds = {(part.dtype, part.device) for part in parts}
+    shared = any(part.is_shared() for part in parts if part.device.type == "cpu")
+    return len(kinds) == 1 and not shared and not _side_by_side(parts)
+
+
+class _SideBySide(torch.autograd.Function):
+    """Matrices that lie side by side, as one array over the same memory."""
+
+    @staticmethod
+    def forward(*parts):
+        return parts[0].detach().as_strided((sum(part.numel() for part in parts),), (1,))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.shapes = [part.shape for part in inputs]
+
+    @staticmethod
+    def backward(ctx, grad):
+        parts = grad.split([shape.numel() for shape in ctx.shapes])
+        return tuple(part.view(shape) for part, shape in zip(parts, ctx.shapes))
+
+    @staticmethod
+    def vmap(info, in_dims, *parts):
+        return _SideBySide.apply(*parts), None  # parameters: a batch of them is none
+
+
+'''
+
+FILL = '''\
+def _fill(layer, entries, size):
+    """Entries at their places, zeros elsewhere."""
+    places = layer._places
+    if places.device != entries.device:  # a layer on the meta device was loaded
+        with torch.inference_mode(False):
+            places = places.to(entries.device)
+        if not (places.is_meta or torch.compiler.is_compiling()):
+            layer._places = places
+    return entries.new_zeros(size).index_put_((places,), entries)
+
+
+@torch.inference_mode(False)
+def _places(layer):
+    """The place of every entry of `STACKS[-1]` in the matrices of `FILLED`, one after another."""
+    weights = [(name, getattr(layer, name)) for name in STACKS[-1]]
+    places = {
+        name: torch.empty(weight.shape, dtype=torch.long, device="cpu") for name, weight in weights
+    }
+    start = 0
+    for (rows, cols), blocks in FILLED:
+        for name, (top, bottom), (left, right), row, col in blocks:
+            down = start + cols * torch.arange(row, row + bottom - top, device="cpu")
+            across = torch.arange(col, col + right - left, device="cpu")
+            places[name][top:bottom, left:right] = down[:, None] + across
+        start += rows * cols
+    flat = torch.cat([places[name].flatten() for name, _ in weights])
+    device = weights[0][1].device
+    return flat if device.type == "meta" else flat.to(device)
+
+
+'''
+
+MEAN = '''\
+def _mean(x, dim, count, dtype=None):
+    """A mean over `count` entries.
+
+    The gradient of torch's own is as large as `x`; this one divides first and repeats a view.
+    """
+    if _by_product(x, dim, dtype):
+        return _Mean.apply(x, dim)
+    if x.requires_grad and torch.is_grad_enabled():
+        return x.sum(dim, dtype=dtype) / count
+    return x.mean(dim, dtype=dtype)
+
+
+def _by_product(x, dim, dtype):
+    """Whether a mean is quickest as a product with ones: of a large array, over an outer axis."""
+    if type(dim) is not int or x.device.type != "cpu" or not x.is_contiguous():
+        return False
+    if x.dtype not in (torch.float32, torch.float64) or dtype not in (None, x.dtype):
+        return False
+    # Autocast would round what it multiplies.
+    if _transformed() or torch.is_autocast_enabled("cpu"):
+        return False
+    # A product sums in order: over more entries than this, float32 loses too much.
+    return x.numel() >= 2**20 and x.stride(dim) >= 2**10 and x.shape[dim] <= 2**10
+
+
+class _Mean(torch.autograd.Function):
+    """A mean over one axis as a product with ones, about twice as fast as torch's own on CPU."""
+
+    @staticmethod
+    def forward(x, dim):
+        before, count, after = x.shape[:dim], x.shape[dim], x.shape[dim + 1 :]
+        x = x.reshape(before.numel(), count, -1)
+        y = torch.bmm(x.new_ones((1, 1, count)).expand(len(x), 1, count), x).div_(count)
+        # To autograd this is no view, as the result of a mean is none.
+        return torch.ops.aten._unsafe_view(y, before + after)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.dim = inputs
+        ctx.shape = x.shape
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (grad / ctx.shape[ctx.dim]).unsqueeze(ctx.dim).expand(ctx.shape), None
+
+    @staticmethod
+    def jvp(ctx, to_x, _):
+        return to_x.mean(ctx.dim)
+
+
+'''
+
+PRODUCT = '''\
+def _product(x, weight):
+    """x @ weight.
+
+    On CPU oneDNN makes large products of float32 several times as fast as BLAS: those of few
+    channels on any processor, all others where BLAS is tuned for another one.
+    """
+    # An exported program serves batches of any size, so it must not choose by size.
+    if x.dtype is not torch.float32 or x.device.type != "cpu" or _exporting():
+        return x @ weight
+    if x.numel() * weight.shape[1] < 2**22:
+        return x @ weight
+    rows = x.numel() // x.shape[-1]
+    if _LINEAR is not None and not _in_transform():
+        if not torch.compiler.is_compiling():
+            return _Product.apply(x, weight)
+        # The operator has no derivative forward.
+        if rows < 4 * x.shape[-1] and getattr(_forward, "_current_level", -1) < 0:
+            y = torch.ops.symcompile.linear(x.reshape(rows, -1), weight.t())
+            return y.view(*x.shape[:-1], weight.shape[1])
+    if rows < 512:
+        return x @ weight
+    # A convolution of size one goes through oneDNN too, and every transform knows it.
+    image = x.reshape(1, rows, 1, -1).permute(0, 3, 1, 2)
+    y = nn.functional.conv2d(image, weight.t()[:, :, None, None]).permute(0, 2, 3, 1)
+    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[1]))
+
+
+def _linear(x, weight):
+    """x @ weight.t(), for matrices, by oneDNN."""
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()  # a part of a matrix takes oneDNN a thousand times as long
+    return _LINEAR(x, weight, None, "none", [], "")
+
+
+def _outer(x, grad):
+    """The gradient of a weight: over all rows, the sum of products of x and grad."""
+    x, grad = (part.reshape(-1, part.shape[-1]) for part in (x, grad))
+    if len(x) < 4 * x.shape[1]:
+        return _product(x.t(), grad)
+    # Many rows of few channels: as the gradient of a convolution of size one.
+    images = [part[None, :, None].permute(0, 3, 1, 2) for part in (grad, x)]
+    kernel = x.new_empty((grad.shape[1], x.shape[1], 1, 1))
+    options = None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, False)
+    found = torch.ops.aten.convolution_backward(*images, kernel, *options)[1]
+    return found[:, :, 0, 0].t()
+
+
+class _Product(torch.autograd.Function):
+    """x @ weight by oneDNN, which knows no derivative of it."""
+
+    @staticmethod
+    def forward(x, weight):
+        y = _linear(x.reshape(-1, x.shape[-1]), weight.t())
+        # To autograd this is no view, as the result of @ is none: sums in place need no copies.
+        return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[1]))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        to_x, to_weight = ctx.needs_input_grad
+        return (
+            _product(grad, weight.t()) if to_x else None,
+            _outer(x, grad) if to_weight else None,
+        )
+
+    @staticmethod
+    def jvp(ctx, to_x, to_weight):
+        x, weight = ctx.saved_tensors
+        parts = [] if to_x is None else [_product(to_x, weight)]
+        return sum(parts if to_weight is None else [*parts, _product(x, to_weight)])
+
+
+def _remember(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad):
+    x, weight = ctx.saved_tensors
+    to_x, to_weight = ctx.needs_input_grad
+    linear = torch.ops.symcompile.linear
+    return (
+        linear(grad, weight.t()) if to_x else None,
+        linear(grad.t(), x.t()) if to_weight else None,
+    )
+
+
+# Missing where PyTorch is built without oneDNN, or names it otherwise.
+_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+_forward = torch.autograd.forward_ad
+
+
+def _define():
+    """Make `_linear` an operator: torch.compile calls those it does not know, but not oneDNN's."""
+    try:
+        torch.library.define("symcompile::linear", "(Tensor x, Tensor weight) -> Tensor")
+    except RuntimeError:
+        return  # another layer did so at the same time
+    torch.library.impl("symcompile::linear", "CPU", _linear)
+    torch.library.register_fake("symcompile::linear", _shaped)
+    torch.library.register_autograd("symcompile::linear", _backward, setup_context=_remember)
+
+
+def _shaped(x, weight):
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+# All layers of a process share it.
+if _LINEAR is not None and not hasattr(torch.ops.symcompile, "linear"):
+    _define()
+
+
+'''
+
+ADD_PRODUCT = '''\
+def _add_product(total, x, weight, axes):
+    """total += x @ weight, index axis k of the product being axis `axes[k]` of what is added.
+
+    On CPU a few samples at a time: what is added is still in the cache, and takes little memory.
+    """
+    batch = x.dim() - len(axes) - 1
+    order = (*range(batch), *(batch + axis for axis in axes), -1)
+    learns = torch.is_grad_enabled() and any(part.requires_grad for part in (total, x, weight))
+    if not batch or x.device.type != "cpu" or learns or _transformed():
+        total += _product(x, weight).permute(order)
+        return
+    # So many samples as take 1.5 MiB and as make a large product, if all together do.
+    samples, work = max(len(total), 1), x.numel() * weight.shape[1]
+    size, work = (max(whole // samples, 1) for whole in (total.nbytes, work))
+    few = 1 + max((3 * 2**19 - 1) // size, (2**22 - 1) // work)
+    for part, rows in zip(total.split(few), x.split(few)):
+        part += _product(rows, weight).permute(order)
+
+
+'''
+
+TRANSFORMED = '''\
+# Whether torch.func takes this call apart.
+_in_transform = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+
+def _transformed():
+    """Whether this call is compiled or taken apart by torch.func."""
+    return torch.compiler.is_compiling() or _in_transform()
+
+
+'''
