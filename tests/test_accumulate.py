@@ -9,6 +9,7 @@ import pytest
 
 import symcompile as sc
 from symcompile.api import compile_spec
+from symcompile.codegen import get_backend
 from symcompile.ir import Add, Mix, accumulations
 
 MLP = {"k": (0, 1), "b": (1,)}
@@ -65,6 +66,32 @@ def test_products_of_an_input_are_made_when_they_are_added(order, minimize, axes
     for term, mix in found.late.items():
         assert program.ops[term].args == (mix,)
         assert program.ops[mix].weight == program.ops[found.base].weight
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_products_made_late_are_transposed_as_the_interpreter_has_it(backend):
+    pytest.importorskip(backend)
+    options = {"in_channels": 3, "out_channels": 2, "sizes": {0: 5}, "dtype": "float64"}
+    compiled = compile_spec({"x": (0, 0, 0)}, **options, minimize="peak")
+    ((_, found),) = accumulations(compiled.program).items()
+    assert len(found.late) == 5
+    oracle = get_backend("numpy").build(compiled)
+    params = oracle.init(0, np.dtype("float64"))
+    x = {"x": np.random.default_rng(0).standard_normal((4, 5, 5, 5, 3))}
+    expected = oracle.apply(params, x)["x"]
+    made = get_backend(backend).build(compiled)
+    if backend == "torch":
+        import torch
+
+        made.load_state_dict({name: torch.from_numpy(value) for name, value in params.items()})
+        with torch.no_grad():
+            found = made({"x": torch.from_numpy(x["x"])})["x"].numpy()
+    else:
+        import jax
+
+        with jax.enable_x64(True):
+            found = np.asarray(made.apply(params, x)["x"])
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_product_that_depends_on_more_than_the_base_is_made_before_it():

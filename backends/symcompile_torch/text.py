@@ -396,7 +396,7 @@ if _LINEAR is not None and not hasattr(torch.ops.symcompile, "linear"):
 
 ADD_PRODUCT = '''\
 def _add_product(total, x, weight, axes):
-    """total += x @ weight, index axis k of the product being axis `axes[k]` of what is added.
+    """total += x @ weight, where index axis k of what is added is axis `axes[k]` of the product.
 
     On CPU a few samples at a time: what is added is still in the cache, and takes little memory.
     """
