@@ -695,9 +695,11 @@ def test_a_wide_product_is_an_operator_that_torch_compile_leaves_alone() -> None
 
 @pytest.mark.parametrize("dynamic", [True, None])
 def test_a_compiled_wide_product_takes_batches_of_any_size(dynamic: bool | None) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
     layer = sc.compile({"w": (sc.Fixed(3), sc.Fixed(40))}, in_channels=16, out_channels=16)
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     call = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend=counter)
     for batch in range(16, 22):
         x = {"w": torch.randn(batch, 3, 40, 16)}
