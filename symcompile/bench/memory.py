@@ -27,6 +27,7 @@ _SMALLEST, _LARGEST = 1 << 16, 1 << 34
 """Bytes from which blocks are mapped one by one, and of the largest hole looked for."""
 
 _MOST_HOLES = 1 << 14
+"""Blocks that are taken at most: where none is ever mapped on its own, there is no end of them."""
 
 _LONG = 1.0
 _FREED = 0.1
