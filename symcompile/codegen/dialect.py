@@ -78,7 +78,7 @@ class Dialect(Protocol):
         """Channels times a matrix; `large` if there are index axes or very many channels."""
 
     def add_product(self, target: str, value: str, weight: str, axes: Sequence[int]) -> str:
-        """Add a product to a sum: index axis k of what is added is axis `axes[k]` of the product."""
+        """Add a product to a sum; index axis k of what is added is the product's axis `axes[k]`."""
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         """A reduction over `axes`, of `count` entries each.
