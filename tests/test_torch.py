@@ -547,10 +547,16 @@ def test_the_gradient_of_a_mean_is_divided_before_it_is_repeated() -> None:
 LARGE = {"w": ("a", "b")}
 
 
+def without_kernels(layer: Any) -> None:
+    """What its file does by itself: `test_kernels.py` has the kernels."""
+    sys.modules[type(layer).__module__]._KERNELS = False  # type: ignore[attr-defined]
+
+
 def large(dtype: Any = torch.float32, batch: int = 4, **options: Any) -> tuple[Any, Any]:
     """A layer whose one large product just goes through oneDNN, and its input."""
     torch.manual_seed(0)
     layer = sc.compile(LARGE, in_channels=16, out_channels=16, **options).to(dtype)
+    without_kernels(layer)
     return layer, {"w": torch.randn(batch, 64, 64, 16, dtype=dtype, requires_grad=True)}
 
 
@@ -712,6 +718,7 @@ def test_a_compiled_wide_product_takes_batches_of_any_size(dynamic: bool | None)
     )
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_a_compiled_wide_product_has_a_derivative_forward() -> None:
     layer = sc.compile(WIDE, in_channels=16, out_channels=16)
     x, t = torch.randn(16, 3, 40, 16), torch.randn(16, 3, 40, 16)
@@ -752,6 +759,7 @@ def tall(dtype: Any = torch.float32, batch: int = 4) -> tuple[Any, Any]:
     """A layer that takes a mean of many entries over its first axis, and its input."""
     torch.manual_seed(0)
     layer = sc.compile({"w": ("a", "b")}, in_channels=8, out_channels=2).to(dtype)
+    without_kernels(layer)
     return layer, {"w": torch.rand(batch, 257, 128, 8, dtype=dtype, requires_grad=True)}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from symcompile.codegen import Compiled, Embedding, write_parts
+from symcompile.codegen import Compiled, Embedding, Product, write_parts
 from symcompile.codegen.layout import one_move, wrapped
 from symcompile.codegen.template import block, header, reading, scales_table, tensors_table
 from symcompile.ir import Block
@@ -217,13 +217,28 @@ class _Jax:
     def product(self, value: str, weight: str, *, large: bool) -> str:
         return f"{value} @ {weight}"
 
-    def add_product(self, target: str, value: str, weight: str, axes: Sequence[int]) -> str:
-        product = f"({value} @ {weight})"
-        places = [axis - len(axes) - 1 for axis in range(len(axes))]
-        moved = [places[axis] for axis in axes]
-        if moved != places:
-            product = self.move_axes(product, *one_move(moved, places))
-        return f"{target} += {product}"
+    takes_parts = False
+
+    def linear_sum(
+        self,
+        target: str,
+        products: Sequence[Product],
+        terms: Sequence[str],
+        anchors: Sequence[str],
+    ) -> list[str]:
+        base, *others = products
+        lines = [f"{target} = {base.parts[0]} @ {base.weight}"]
+        for product in others:
+            text = f"({product.parts[0]} @ {product.weight})"
+            places = [axis - len(product.axes) - 1 for axis in range(len(product.axes))]
+            moved = [places[axis] for axis in product.axes]
+            if moved != places:
+                text = self.move_axes(text, *one_move(moved, places))
+            lines.append(f"{target} += {text}")
+        return [*lines, *(f"{target} += {term}" for term in terms)]
+
+    def two_means(self, value: str, axis: int, counts: Sequence[str], *, widen: bool) -> str | None:
+        return None  # XLA decides
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         over = str(axes[0]) if len(axes) == 1 else str(tuple(axes))
@@ -251,9 +266,6 @@ class _Jax:
             return f"jnp.split({value}, {len(widths)}, axis={axis})"
         ends = [sum(widths[: k + 1]) for k in range(len(widths) - 1)]
         return f"jnp.split({value}, {wrapped([str(end) for end in ends])}, axis={axis})"
-
-    def anchors(self, values: Sequence[str]) -> list[str]:
-        return []  # nothing is ever in place
 
     def embed(self, request: Embedding) -> list[str]:
         groups = ", ".join(f"({axes}, {size})" for axes, size in request.equal)

@@ -12,9 +12,10 @@ import torch
 from symcompile.codegen import Compiled
 from symcompile_torch.calibrate import calibrate
 from symcompile_torch.emit import emit
+from symcompile_torch.kernels import AVAILABLE as HAS_KERNELS
 from symcompile_torch.layer import TorchLayer, build
 
-__all__ = ["BACKEND", "TorchLayer", "emit"]
+__all__ = ["BACKEND", "HAS_KERNELS", "TorchLayer", "emit"]
 
 
 class _TorchBackend:

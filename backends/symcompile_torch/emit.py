@@ -9,21 +9,23 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import astuple
 
-from symcompile.codegen import Batching, Compiled, Embedding, write_parts
+from symcompile.codegen import Batching, Compiled, Embedding, Product, write_parts
 from symcompile.codegen.layout import wrapped
 from symcompile.codegen.stacks import poured_of, stacks_of
 from symcompile.codegen.template import block, header, reading, scales_table, tensors_table
 from symcompile.ir import Filled
 from symcompile_torch.text import (
-    ADD_PRODUCT,
     FILL,
     FILLED_PLACES,
     FLAT,
+    KERNELS,
     LAY_OUT,
+    LINEAR_SUM,
     MEAN,
     PRODUCT,
     TEMPLATE,
     TRANSFORMED,
+    TWO_MEANS,
 )
 
 __all__ = ["emit"]
@@ -59,10 +61,11 @@ def emit(compiled: Compiled) -> str:
     default = ""
     if compiled.dtype is not None:
         default = f"        dtype = torch.{compiled.dtype} if dtype is None else dtype\n"
-    adds, products, means = (
+    sums, products, pairs, means = (
         any(f"{helper}(" in line for line in parts.compute)
-        for helper in ("_add_product", "_product", "_mean")
+        for helper in ("_linear_sum", "_product", "_two_means", "_mean")
     )
+    products, means = products or sums, means or pairs
     return TEMPLATE.format(
         header=header(compiled, "PyTorch"),
         name=compiled.name,
@@ -82,9 +85,9 @@ def emit(compiled: Compiled) -> str:
         lay_out=_lay_out(bool(stacks), bool(poured)),
         laid_out="        self._lay_out()\n" if stacked else "",
         side_by_side=(FLAT if stacked else "") + (FILL if poured else ""),
-        products=(ADD_PRODUCT if adds else "") + (PRODUCT if products else ""),
-        means=MEAN if means else "",
-        transformed=TRANSFORMED if products or means else "",
+        products=LINEAR_SUM + PRODUCT if products else "",
+        means=(TWO_MEANS if pairs else "") + (MEAN if means else ""),
+        transformed=KERNELS + TRANSFORMED if products or means else "",
         read=block(parts.read, 8),
         cast=block((f"{name} = {name}.to(dtype)" for name in parts.inputs), 8),
         weights=block(weights, 8),
@@ -170,8 +173,31 @@ class _Torch:
     def product(self, value: str, weight: str, *, large: bool) -> str:
         return f"_product({value}, {weight})" if large else f"{value} @ {weight}"
 
-    def add_product(self, target: str, value: str, weight: str, axes: Sequence[int]) -> str:
-        return f"_add_product({target}, {value}, {weight}, {tuple(axes)})"
+    takes_parts = True
+
+    def linear_sum(
+        self,
+        target: str,
+        products: Sequence[Product],
+        terms: Sequence[str],
+        anchors: Sequence[str],
+    ) -> list[str]:
+        args = []
+        for product in products:
+            axes = f", {product.axes}" if product.axes else ""
+            parts = (
+                product.parts[0] if len(product.parts) == 1 else wrapped(product.parts, width=40)
+            )
+            args.append(f"({parts}, {product.weight}{axes})")
+        for name, values in ("terms", terms), ("anchors", anchors):
+            if values:
+                args.append(f"{name}={wrapped(values, width=50)}")
+        lines = textwrap.indent("".join(f"{arg},\n" for arg in args), " " * 4)
+        return [f"{target} = _linear_sum(\n{lines})"]
+
+    def two_means(self, value: str, axis: int, counts: Sequence[str], *, widen: bool) -> str | None:
+        dtype = ", dtype=wide" if widen else ""
+        return f"_two_means({value}, {axis}, ({', '.join(counts)}){dtype})"
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         dims = str(axes[0]) if len(axes) == 1 else str(tuple(axes))
@@ -200,10 +226,6 @@ class _Torch:
     def split(self, value: str, widths: Sequence[int], axis: int = -1) -> str:
         sizes = str(widths[0]) if len(set(widths)) == 1 else wrapped([str(w) for w in widths])
         return f"{value}.split({sizes}, dim={axis})"
-
-    def anchors(self, values: Sequence[str]) -> list[str]:
-        # Batched wherever vmap batches the values.
-        return [f"{value}.new_zeros(())" for value in values]
 
     def embed(self, request: Embedding) -> list[str]:
         # In place on a view of the diagonals: several times faster than to make a whole array of

@@ -6,15 +6,17 @@ In: nothing. Out: strings that `emit` puts together; a helper is written only wh
 from __future__ import annotations
 
 __all__ = [
-    "ADD_PRODUCT",
     "FILL",
     "FILLED_PLACES",
     "FLAT",
+    "KERNELS",
     "LAY_OUT",
+    "LINEAR_SUM",
     "MEAN",
     "PRODUCT",
     "TEMPLATE",
     "TRANSFORMED",
+    "TWO_MEANS",
 ]
 
 TEMPLATE = '''\
@@ -221,6 +223,16 @@ def _places(layer):
 
 '''
 
+TWO_MEANS = '''\
+def _two_means(x, dim, counts, dtype=None):
+    """The means over one axis and over the one after it, of `counts` entries."""
+    if dtype in (None, x.dtype) and x.is_contiguous() and _has_kernels(x, x.numel()):
+        return torch.ops.symcompile.sums(x, x.dim() + dim, True)
+    return tuple(_mean(x, dim + k, count, dtype) for k, count in enumerate(counts))
+
+
+'''
+
 MEAN = '''\
 def _mean(x, dim, count, dtype=None):
     """A mean over `count` entries.
@@ -290,8 +302,11 @@ def _product(x, weight):
     if _LINEAR is not None and not _in_transform():
         if not torch.compiler.is_compiling():
             return _Product.apply(x, weight)
-        # The operator has no derivative forward.
-        if rows < 4 * x.shape[-1] and getattr(_forward, "_current_level", -1) < 0:
+        if _fits([((x,), weight)], ()):
+            return _in_one_go([((x,), weight)], ())
+        # The operator has no derivative forward. A convolution makes torch.compile lay out other
+        # tensors for it; where there are no kernels it is the quickest for many rows all the same.
+        if (_KERNELS or rows < 4 * x.shape[-1]) and getattr(_forward, "_current_level", -1) < 0:
             y = torch.ops.symcompile.linear(x.reshape(rows, -1), weight.t())
             return y.view(*x.shape[:-1], weight.shape[1])
     if rows < 512:
@@ -394,7 +409,64 @@ if _LINEAR is not None and not hasattr(torch.ops.symcompile, "linear"):
 
 '''
 
-ADD_PRODUCT = '''\
+LINEAR_SUM = '''\
+def _linear_sum(*products, terms=(), anchors=()):
+    """The sum of products and terms, in one go where symcompile's kernels are at hand.
+
+    A product is (x, weight) or (x, weight, axes): index axis k of what is added is its axis
+    `axes[k]`; a tuple x stands for its parts side by side. Terms are broadcast to the first
+    product. Under vmap that one may lack a batch axis of what is added to it: zeros made from all
+    terms and anchors give it the axis.
+    """
+    products = [(x if type(x) is tuple else (x,), *other) for x, *other in products]
+    if _fits(products, terms):
+        return _in_one_go(products, terms)
+    (parts, weight), *others = products
+    if _transformed():
+        for part in (*terms, *anchors):
+            weight = weight + part.new_zeros(())
+    total = _product(_joined(parts), weight)
+    for parts, weight, axes in others:
+        _add_product(total, _joined(parts), weight, axes)
+    for term in terms:
+        total += term
+    return total
+
+
+def _joined(parts):
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _fits(products, terms):
+    """Whether the kernels are there and the quickest: on CPU, for many rows of few channels."""
+    x, weight = products[0][0][0], products[0][1]
+    entries = x.numel() // max(x.shape[-1], 1) * weight.shape[1]
+    values = [value for parts, weight, *_ in products for value in (*parts, weight)]
+    count = sum(len(parts) for parts, *_ in products)
+    deep = sum(weight.shape[0] for _, weight, *_ in products)
+    return (
+        max(count, len(terms), x.dim()) <= 8
+        and max(deep, 2 * weight.shape[1]) <= 512
+        and _has_kernels(x, entries)
+        and all(value.dtype is torch.float32 for value in (*values, *terms))
+    )
+
+
+def _in_one_go(products, terms):
+    values, sources, orders, weights = [], [], [], []
+    for parts, weight, *axes in products:
+        batch = parts[0].dim() - 1 - (len(axes[0]) if axes else 0)
+        moved = [batch + axis for axis in axes[0]] if axes else []
+        for part in parts:
+            # Of equal values the gradients come back together.
+            known = [k for k, value in enumerate(values) if value is part]
+            values += [] if known else [part]
+            sources.append(known[0] if known else len(values) - 1)
+            orders += [*range(batch), *moved]
+        weights += weight.split([part.shape[-1] for part in parts])
+    return torch.ops.symcompile.linear_sum(values, weights, sources, orders, list(terms))
+
+
 def _add_product(total, x, weight, axes):
     """total += x @ weight, where index axis k of what is added is axis `axes[k]` of the product.
 
@@ -412,6 +484,25 @@ def _add_product(total, x, weight, axes):
     few = 1 + max((3 * 2**19 - 1) // size, (2**22 - 1) // work)
     for part, rows in zip(total.split(few), x.split(few)):
         part += _product(rows, weight).permute(order)
+
+
+'''
+
+KERNELS = '''\
+# Whether the operators of the package symcompile_torch.kernels are there: it was imported before.
+_KERNELS = hasattr(torch.ops.symcompile, "linear_sum")
+
+
+def _has_kernels(x, entries):
+    """Whether an operator on CPU takes `x`, which makes so many entries."""
+    if not _KERNELS or entries < 2**17 or x.dtype is not torch.float32 or x.device.type != "cpu":
+        return False
+    # An exported program runs without them; they have no derivative forward.
+    forward = getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
+    return not (_is_exporting() or forward or _in_transform())
+
+
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 '''

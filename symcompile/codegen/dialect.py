@@ -9,7 +9,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Batching", "Dialect", "Embedding"]
+__all__ = ["Batching", "Dialect", "Embedding", "Product"]
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product that is added to others.
+
+    Attributes:
+        parts: what is multiplied, side by side along the channels.
+        weight: the matrix.
+        axes: index axis k of what is added is the product's axis `axes[k]`; empty if none moves.
+    """
+
+    parts: tuple[str, ...]
+    weight: str
+    axes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +92,25 @@ class Dialect(Protocol):
     def product(self, value: str, weight: str, *, large: bool) -> str:
         """Channels times a matrix; `large` if there are index axes or very many channels."""
 
-    def add_product(self, target: str, value: str, weight: str, axes: Sequence[int]) -> str:
-        """Add a product to a sum; index axis k of what is added is the product's axis `axes[k]`."""
+    @property
+    def takes_parts(self) -> bool:
+        """True if `linear_sum` wants what is multiplied in parts, not put together before."""
+
+    def linear_sum(
+        self,
+        target: str,
+        products: Sequence[Product],
+        terms: Sequence[str],
+        anchors: Sequence[str],
+    ) -> list[str]:
+        """Statements that assign `target`: the sum of products, the first of which has full extent
+        and keeps its axes, and of terms, broadcast; for anchors see `ir.accumulate`."""
+
+    def two_means(self, value: str, axis: int, counts: Sequence[str], *, widen: bool) -> str | None:
+        """A tuple: the means over `axis` and over the one after it; None to have them one by one.
+
+        See `reduce`.
+        """
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         """A reduction over `axes`, of `count` entries each.
@@ -90,9 +122,6 @@ class Dialect(Protocol):
 
     def cast(self, value: str) -> str:
         """In the dtype of the computation, `dtype`."""
-
-    def anchors(self, values: Sequence[str]) -> list[str]:
-        """Zeros made from `values`, where sums in place need them; see `ir.accumulate`."""
 
     def copy(self, value: str) -> str:
         """A new array, where arrays can be changed in place; else the value."""

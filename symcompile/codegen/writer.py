@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from symcompile.codegen.compiled import Compiled
-from symcompile.codegen.dialect import Dialect, Embedding
+from symcompile.codegen.dialect import Dialect, Embedding, Product
 from symcompile.codegen.layout import Layout, one_move, wrapped
 from symcompile.codegen.lifetime import free_early
 from symcompile.codegen.pieces import grids_of
@@ -124,6 +124,7 @@ class _Writer:
         self.pieces: dict[int, str] = {}  # slices that a split has named already
         self.grids = grids_of(self.program)
         self.cells: dict[tuple[str, int, int], str] = {}  # pieces of weights, by first row, column
+        self.paired: dict[int, _Value] = {}  # means made with another of the same value
         self.current = 0  # the op being written
         # Names of values worth freeing: those with index axes, where anything has some.
         self.large: set[str] = set()
@@ -163,7 +164,7 @@ class _Writer:
             case Broadcast():
                 return self._broadcast(number, op)
             case Reduce():
-                return self._reduce(op)
+                return self.paired.get(number) or self._reduce(number, op)
             case Transpose() if number in self.owned.within:
                 return _Value("")  # written by the sum it is added to
             case Transpose(args=(arg,), axes=axes):
@@ -236,19 +237,61 @@ class _Writer:
         marks = [":" if axis in op.axes else "None" for axis in range(order)]
         return replace(source, text=f"{source.text}[..., {', '.join(marks)}, :]")
 
-    def _reduce(self, op: Reduce) -> _Value:
+    def _reduce(self, number: int, op: Reduce) -> _Value:
         (arg,) = op.args
         source, labels = self.values[arg], self.types[arg].labels
+        pair = self._pair(number, op)
+        if pair and self._reduce_both(pair):
+            return self.paired[number]
         how = self.program.reduce
         # A mean over repeated entries is the entry; a sum is not.
         text = source.text if how == "mean" else self._full(arg)
         places = [axis - len(labels) - 1 for axis in op.axes]
-        sizes = [self.layout.size(labels[axis]) for axis in op.axes if axis not in self.lazy[arg]]
         # Reductions of reductions stay wide: half types are rounded once, before the mix.
-        count = " * ".join(sizes) or "1"
-        text = self.dialect.reduce(text, how, places, count, widen=not source.wide)
-        over = "_".join(str(labels[axis]) for axis in op.axes)
-        return self._assign(f"{source.stem}_{how}_{over}", text, _Value("", wide=True))
+        text = self.dialect.reduce(text, how, places, self._count(op), widen=not source.wide)
+        return self._assign(self._reduced(op), text, _Value("", wide=True))
+
+    def _reduced(self, op: Reduce) -> str:
+        """A name for a reduction."""
+        (arg,) = op.args
+        over = "_".join(str(self.types[arg].labels[axis]) for axis in op.axes)
+        return f"{self.values[arg].stem}_{self.program.reduce}_{over}"
+
+    def _count(self, op: Reduce) -> str:
+        """The number of entries that a reduction brings together."""
+        (arg,) = op.args
+        labels = self.types[arg].labels
+        sizes = [self.layout.size(labels[axis]) for axis in op.axes if axis not in self.lazy[arg]]
+        return " * ".join(sizes) or "1"
+
+    def _pair(self, number: int, op: Reduce) -> list[tuple[int, Reduce]]:
+        """This mean and another of the same value, not made yet, over axes beside each other."""
+        if self.program.reduce != "mean" or self.lazy[op.args[0]]:
+            return []
+        ahead = {}
+        for reader in reversed(self.readers[op.args[0]]):
+            other = self.program.ops[reader]
+            if isinstance(other, Reduce) and reader >= number and reader not in self.paired:
+                ahead[other.axes] = reader, other
+        for first in (op.axes[0], op.axes[0] - 1):
+            if len(op.axes) == 1 and ahead.keys() >= {(first,), (first + 1,)}:
+                return [ahead[first,], ahead[first + 1,]]
+        return []
+
+    def _reduce_both(self, pair: Sequence[tuple[int, Reduce]]) -> bool:
+        """Write two means at once, if the dialect can."""
+        _, first = pair[0]
+        source = self.values[first.args[0]]
+        place = first.axes[0] - len(self.types[first.args[0]].labels) - 1
+        counts = [self._count(op) for _, op in pair]
+        text = self.dialect.two_means(source.text, place, counts, widen=not source.wide)
+        if text is None:
+            return False
+        names = [self._new(self._reduced(op)) for _, op in pair]
+        self.lines.append(f"{wrapped(names, bare=True)} = {text}")
+        for (number, _), name in zip(pair, names, strict=True):
+            self.paired[number] = _Value(name, wide=True, stem=name)
+        return True
 
     def _move_axes(self, text: str, source: Sequence[int], target: Sequence[int]) -> str:
         return self.dialect.move_axes(text, *one_move(source, target))
@@ -466,34 +509,39 @@ class _Writer:
         return _Value(target, wide=any(value.wide for value in values), stem=target)
 
     def _accumulate(self, accumulation: Accumulation, plain: Sequence[int], name: str) -> _Value:
-        """Write the mix that is the base of a sum, and add all other plain terms to it."""
-        op = self.program.ops[accumulation.base]
-        assert isinstance(op, Mix), "a base is a mix"
-        anchors = [self.values[arg].text for arg in accumulation.anchors]
-        weight, zeros = self._weight(op), self.dialect.anchors(anchors)
-        if zeros:
-            anchored = self.namer(f"{op.weight}_anchored")
-            self.lines.append(_sum(anchored, [weight, *zeros]))
-            weight = anchored
-        target = self._new(name)
-        product = self._product(self._operand(op.args[0]), weight, accumulation.base)
-        self.lines.append(f"{target} = {product}")
+        """Write a sum of which one mix is the base: all products and terms at once."""
+        base = self.program.ops[accumulation.base]
+        assert isinstance(base, Mix), "a base is a mix"
+        products = [Product(self._parts(base.args[0]), self._weight(base))]
+        terms, written = [], {accumulation.base}
         for arg in plain:
             if arg in accumulation.late:
-                self._add_late(target, arg, accumulation.late[arg])
+                products.append(self._late(arg, accumulation.late[arg]))
             elif arg != accumulation.base:
-                self.lines.append(f"{target} += {self.values[arg].text}")
+                terms.append(self.values[arg].text)
+            written.update(_behind_broadcasts(self.program.ops, arg))
+        anchors = [self.values[arg].text for arg in accumulation.anchors if arg not in written]
+        target = self._new(name)
+        self.lines += self.dialect.linear_sum(target, products, terms, anchors)
         return _Value(target, stem=target)
 
-    def _add_late(self, target: str, term: int, number: int) -> None:
-        """Make a product and add it, transposed if the term of the sum is."""
+    def _parts(self, number: int) -> tuple[str, ...]:
+        """What a product reads, in parts if the dialect wants them."""
+        op = self.program.ops[number]
+        if not (self.dialect.takes_parts and isinstance(op, Concat)):
+            return (self._operand(number),)
+        if len(self.readers[number]) > 1 or any(self.values[arg].wide for arg in op.args):
+            return (self._operand(number),)
+        return tuple(self._full(arg) for arg in op.args)
+
+    def _late(self, term: int, number: int) -> Product:
+        """A product that is made when it is added, transposed if the term of the sum is."""
         op, moved = self.program.ops[number], self.program.ops[term]
         assert isinstance(op, Mix), "late terms are products"
         order = len(self.types[term].labels)
         axes = moved.axes if isinstance(moved, Transpose) else tuple(range(order))
         source = self.values[op.args[0]]
-        value, weight = self._narrow(source.text, source), self._weight(op)
-        self.lines.append(self.dialect.add_product(target, value, weight, axes))
+        return Product((self._narrow(source.text, source),), self._weight(op), tuple(axes))
 
     def _embed(
         self, number: int, total: _Value | None, *, owned: bool = False, covered: bool = False
@@ -533,6 +581,15 @@ class _Writer:
         # Whatever the dialect, an embedding has full extent: totals and values are broadcast.
         wide = value.wide or (total is not None and total.wide)
         return _Value(target, wide=wide, stem=target)
+
+
+def _behind_broadcasts(ops: Sequence[Op], number: int) -> set[int]:
+    """A value and what it is a broadcast of."""
+    found = {number}
+    while isinstance(ops[number], Broadcast):
+        (number,) = ops[number].args
+        found.add(number)
+    return found
 
 
 def _sum(target: str, terms: Sequence[str]) -> str:

@@ -272,18 +272,14 @@ class Accountant:
 
     def _accumulate(self, number: int, made: Sum, accumulation: Accumulation) -> Work:
         """Sums in place: the matmul itself is the mix's."""
-        op = self.program.ops[accumulation.base]
-        assert isinstance(op, Mix), "a base is a mix"
-        one, whole = Polynomial.of(()), self._whole(number)
-        weight = one * ((op.rows[1] - op.rows[0]) * (op.cols[1] - op.cols[0]))
-        anchor = Work(weight + one, weight + one, weight, 2)
+        whole = self._whole(number)
         terms = [
             Work(whole + self._extent(arg), whole, whole, 1, placed=whole)
             for arg in made.plain
             if arg != accumulation.base
         ]
         diagonals = [self._onto_diagonal(self.program.ops[arg].args[0]) for arg in made.embeds]
-        return total_work([anchor * len(accumulation.anchors), *terms, *diagonals])
+        return total_work([*terms, *diagonals])
 
     def _sum_storage(self, number: int) -> tuple[Polynomial, Polynomial]:
         made, whole = self.owned.sums[number], self._whole(number)

@@ -5,8 +5,8 @@ anchor it, and the terms that are made only when they are added. A fresh array c
 as the arithmetic that fills it, so of a large sum only one operand should ever be allocated.
 
 The one thing to know: under vmap a term may have a batch axis that the product lacks, and then a
-sum in place would not fit. So a zero made from each such term, the anchors, is added to the weight
-of the mix: then the product depends on everything that is added to it.
+sum in place would not fit. So there a zero made from each such term, the anchors, is added to the
+weight of the mix: then the product depends on everything that is added to it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,420 @@
+"""Operators for CPU that PyTorch lacks: sums of products and terms, and pairs of means, in one go.
+
+In: tensors of float32, of many rows of few channels. Out: `torch.ops.symcompile.linear_sum`, `sums`
+and others, which know their gradients, of any degree, and serve eager mode and `torch.compile`.
+PyTorch takes an op, and a pass over memory, for every product, every term and every mean; and large
+arrays of few channels take as long as it takes to read and write them.
+
+The one thing to know: generated modules use the operators if they are there when the module is
+imported, and PyTorch's own ops if not. Importing this package makes them, where `kernels.cpp` was
+compiled for this processor when symcompile was installed (`AVAILABLE`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symcompile_torch.kernels.build import library
+
+__all__ = ["AVAILABLE"]
+
+_MOST = 8
+"""Products, terms and axes of a sum that `kernels.cpp` has room for."""
+
+_STREAMED = 2**23
+"""Bytes of a result from which it is written past the caches."""
+
+
+@cache
+def _load(kind: str) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(str(library(kind)))
+    except OSError:
+        return None
+
+
+def _kinds() -> tuple[str, ...]:
+    """The kinds of libraries this processor can run, that of the widest vectors first."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    kinds = {"AVX512": ("AVX512", "AVX2"), "AVX2": ("AVX2",)}
+    return kinds.get(capability, ("DEFAULT",))
+
+
+def _libraries() -> list[ctypes.CDLL]:
+    found = [made for kind in _kinds() if (made := _load(kind)) is not None]
+    return found if len(found) == len(_kinds()) else []
+
+
+_FOUND = _libraries()
+
+AVAILABLE = bool(_FOUND)
+"""Whether the operators are there."""
+
+
+def _call(name: str, width: int, *args: Any) -> None:
+    """Call a function of `kernels.cpp`, by the narrowest vectors that hold `width` channels."""
+    found = getattr(_FOUND[-1 if width <= 8 else 0], name)
+    if found(*map(_plain, args), ctypes.c_int64(torch.get_num_threads())):
+        raise MemoryError(f"{name}: no memory for partial sums")
+
+
+def _plain(value: Any) -> Any:
+    """A tensor as its address, several as an array of theirs, numbers as the kernels take them."""
+    match value:
+        case Tensor():
+            return ctypes.c_void_p(value.data_ptr())
+        case float():
+            return ctypes.c_float(value)
+        case int():
+            return ctypes.c_int64(value)
+        case [Tensor(), *_]:
+            return (ctypes.c_void_p * len(value))(*[tensor.data_ptr() for tensor in value])
+        case _:
+            return (ctypes.c_int64 * max(len(value), 1))(*value)
+
+
+def _steps(tensors: Sequence[Tensor]) -> list[int]:
+    return [step for tensor in tensors for step in tensor.stride()[:-1]]
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """With channels side by side, as the kernels read them."""
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+def _orders(axes: int, orders: Sequence[int]) -> list[list[int]]:
+    return [list(orders[start : start + axes]) for start in range(0, len(orders), axes)]
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return [order.index(axis) for axis in range(len(order))]
+
+
+# -- sums of products -----------------------------------------------------------------------
+
+
+def _linear_sum(
+    x: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    sources: Sequence[int],
+    orders: Sequence[int],
+    terms: Sequence[Tensor],
+) -> Tensor:
+    """The sum of products `x[sources[i]].permute(order i) @ weights[i]`, and of terms, broadcast.
+
+    `orders` holds one permutation of the axes but the last after another.
+    """
+    axes = x[0].dim() - 1
+    views = [
+        _channels_last(x[source].permute(*order, axes))
+        for source, order in zip(sources, _orders(axes, orders), strict=True)
+    ]
+    y = x[0].new_empty((*views[0].shape[:-1], weights[0].shape[1]))
+    _fill(y, views, [weight.contiguous() for weight in weights], terms)
+    return y
+
+
+def _fill(
+    y: Tensor, x: Sequence[Tensor], weights: Sequence[Tensor], terms: Sequence[Tensor]
+) -> None:
+    """Write the sum of `x[i] @ weights[i]` and of terms into y."""
+    if max(len(x), len(terms), y.dim() - 1) > _MOST:
+        raise ValueError(f"found more than {_MOST} products, terms or axes in one sum")
+    if any(part.dtype is not torch.float32 for part in (*x, *weights, *terms)):
+        raise ValueError("the kernels of symcompile take float32 only")
+    if y.numel() == 0:
+        return
+    spread = [_channels_last(term).expand(y.shape) for term in terms]
+    _call(
+        "symcompile_sum",
+        y.shape[-1],
+        y.dim() - 1,
+        y.shape[:-1],
+        y.shape[-1],
+        len(x),
+        x,
+        _steps(x),
+        [view.shape[-1] for view in x],
+        weights,
+        len(spread),
+        spread,
+        _steps(spread),
+        y,
+        int(y.nbytes >= _STREAMED),
+    )
+
+
+def _linear_sum_shape(
+    x: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    sources: Sequence[int],
+    orders: Sequence[int],
+    terms: Sequence[Tensor],
+) -> Tensor:
+    axes = x[0].dim() - 1
+    shape = [x[sources[0]].shape[axis] for axis in orders[:axes]]
+    return x[0].new_empty((*shape, weights[0].shape[1]))
+
+
+def _linear_sum_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weights, ctx.sources, orders, terms = inputs
+    ctx.orders = _orders(x[0].dim() - 1, orders)
+    ctx.count = len(x)
+    ctx.terms = [term.shape for term in terms]
+    ctx.save_for_backward(*x, *weights)
+
+
+def _linear_sum_back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weights = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+    to_x, to_weights, _, _, to_terms = ctx.needs_input_grad
+    ops, grad = torch.ops.symcompile, grad.contiguous()
+    pair = _pair(grad, ctx.terms, to_terms)
+    if len(weights) == 1 and to_x[0] and to_weights[0] and pair and not torch.is_grad_enabled():
+        # Not to be differentiated again, and of the usual form: read everything once.
+        axis, first, second = pair
+        if ctx.orders[0] == list(range(grad.dim() - 1)):
+            back = ops.back(grad, x[0], weights[0], axis)
+            made = {first: back[2], second: back[3]}
+            return [back[0]], [back[1]], None, None, _of_terms(grad, ctx.terms, to_terms, made)
+    of_x: list[Tensor | None] = [None] * len(x)
+    for place, needed in enumerate(to_x):
+        read = [i for i, source in enumerate(ctx.sources) if source == place]
+        if needed and read:
+            transposed = [weights[i].t() for i in read]
+            orders = [axis for i in read for axis in _inverse(ctx.orders[i])]
+            of_x[place] = ops.linear_sum([grad], transposed, [0] * len(read), orders, [])
+    of_weights = [
+        ops.outer(x[source], order, grad) if needed else None
+        for source, order, needed in zip(ctx.sources, ctx.orders, to_weights, strict=True)
+    ]
+    sums = {}
+    if pair:
+        axis, first, second = pair
+        sums[first], sums[second] = ops.sums(grad, axis, False)
+    return of_x, of_weights, None, None, _of_terms(grad, ctx.terms, to_terms, sums)
+
+
+def _pair(
+    grad: Tensor, shapes: Sequence[torch.Size], needed: Sequence[bool]
+) -> tuple[int, int, int] | None:
+    """An axis, and two terms broadcast over it alone and over the one after it alone."""
+    alone = {}
+    for place, shape in enumerate(shapes):
+        full = (1,) * (grad.dim() - len(shape)) + tuple(shape)
+        over = [axis for axis, size in enumerate(full) if size != grad.shape[axis]]
+        if needed[place] and len(over) == 1:
+            alone[over[0]] = place
+    return next(
+        ((axis, alone[axis], alone[axis + 1]) for axis in sorted(alone) if axis + 1 in alone), None
+    )
+
+
+def _of_terms(
+    grad: Tensor,
+    shapes: Sequence[torch.Size],
+    needed: Sequence[bool],
+    found: Mapping[int, Tensor],
+) -> list[Tensor | None]:
+    """Gradients of terms: sums over the axes they were broadcast over."""
+    return [
+        found[place].view(shape) if place in found else grad.sum_to_size(shape) if need else None
+        for place, (shape, need) in enumerate(zip(shapes, needed, strict=True))
+    ]
+
+
+# -- sums over two axes, and back ------------------------------------------------------------
+
+
+def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
+    """The sums, or means, over an axis and over the one after it."""
+    first, second = _sums_shape(x, axis, mean)
+    rows, count = x.shape[axis], x.shape[axis + 1]
+    if x.numel() == 0:
+        fill = float("nan") if mean else 0.0
+        return first.fill_(fill), second.fill_(fill)
+    before, width = x.shape[:axis].numel(), x.shape[axis + 2 :].numel()
+    _call(
+        "symcompile_sums",
+        width,
+        x.contiguous(),
+        before,
+        rows,
+        count,
+        width,
+        first,
+        1 / rows if mean else 1.0,
+        second,
+        1 / count if mean else 1.0,
+    )
+    return first, second
+
+
+def _sums_shape(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
+    before, after = x.shape[:axis], x.shape[axis + 2 :]
+    return (
+        x.new_empty((*before, x.shape[axis + 1], *after)),
+        x.new_empty((*before, x.shape[axis], *after)),
+    )
+
+
+def _sums_keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, ctx.axis, ctx.mean = inputs
+    ctx.sizes = x.shape[ctx.axis : ctx.axis + 2] if ctx.mean else (1, 1)
+
+
+def _sums_back(ctx: Any, first: Tensor, second: Tensor) -> tuple[Tensor, None, None]:
+    rows, count = ctx.sizes
+    first, second = first / rows, second / count
+    if torch.compiler.is_compiling():  # it adds them to what else the gradient is made of
+        return first.unsqueeze(ctx.axis) + second.unsqueeze(ctx.axis + 1), None, None
+    return torch.ops.symcompile.spread(first, second, ctx.axis), None, None
+
+
+def _spread(first: Tensor, second: Tensor, axis: int) -> Tensor:
+    """What `sums` is the transpose of: the sum of both, repeated along the axes they lack."""
+    y = _spread_shape(first, second, axis)
+    _fill(y, [], [], [first.unsqueeze(axis), second.unsqueeze(axis + 1)])
+    return y
+
+
+def _spread_shape(first: Tensor, second: Tensor, axis: int) -> Tensor:
+    return first.new_empty((*second.shape[: axis + 1], *first.shape[axis:]))
+
+
+def _spread_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.axis = inputs[2]
+
+
+def _spread_back(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    return (*torch.ops.symcompile.sums(grad, ctx.axis, False), None)
+
+
+# -- outer products -------------------------------------------------------------------------
+
+
+def _outer(x: Tensor, order: Sequence[int], grad: Tensor) -> Tensor:
+    """The gradient of a weight: over all rows, the sum of products of x, its axes in `order`, and
+    grad."""
+    view = _channels_last(x.permute(*order, -1))
+    grad = _channels_last(grad)
+    weight = _outer_shape(x, order, grad)
+    if x.numel() == 0:
+        return weight.zero_()
+    _call(
+        "symcompile_outer",
+        grad.shape[-1],
+        len(order),
+        view.shape[:-1],
+        view,
+        _steps([view]),
+        view.shape[-1],
+        grad,
+        _steps([grad]),
+        grad.shape[-1],
+        weight,
+    )
+    return weight
+
+
+def _outer_shape(x: Tensor, order: Sequence[int], grad: Tensor) -> Tensor:
+    return x.new_empty((x.shape[-1], grad.shape[-1]))
+
+
+def _outer_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.order, grad = inputs
+    ctx.save_for_backward(x, grad)
+
+
+def _outer_back(ctx: Any, to_weight: Tensor) -> tuple[Tensor, None, Tensor]:
+    x, grad = ctx.saved_tensors
+    linear_sum = torch.ops.symcompile.linear_sum
+    return (
+        linear_sum([grad], [to_weight.t()], [0], _inverse(ctx.order), []),
+        None,
+        linear_sum([x], [to_weight], [0], ctx.order, []),
+    )
+
+
+# -- all gradients at once ------------------------------------------------------------------
+
+
+def _back(grad: Tensor, x: Tensor, weight: Tensor, axis: int) -> tuple[Tensor, ...]:
+    """The gradients of x, weight and two terms, of a sum of `x @ weight` and terms that were
+    broadcast over `axis` and over the axis after it."""
+    found = _back_shape(grad, x, weight, axis)
+    if grad.numel() == 0:
+        return tuple(part.zero_() for part in found)
+    x, before = x.contiguous(), grad.shape[:axis].numel()
+    inner = grad.shape[axis + 2 : -1].numel()
+    depth, width = weight.shape
+    _call(
+        "symcompile_back",
+        min(depth, width),
+        grad,
+        x,
+        before,
+        *grad.shape[axis : axis + 2],
+        inner,
+        width,
+        depth,
+        weight.t().contiguous(),
+        *found,
+        int(x.nbytes >= _STREAMED),
+    )
+    return found
+
+
+def _back_shape(grad: Tensor, x: Tensor, weight: Tensor, axis: int) -> tuple[Tensor, ...]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), *_sums_shape(grad, axis, False)
+
+
+# -- the operators --------------------------------------------------------------------------
+
+_X = "Tensor[] x, Tensor[] weights, int[] sources, int[] orders, Tensor[] terms"
+
+_OPERATORS: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
+    (
+        f"linear_sum({_X}) -> Tensor",
+        (_linear_sum, _linear_sum_shape, _linear_sum_back, _linear_sum_keep),
+    ),
+    (
+        "sums(Tensor x, int axis, bool mean) -> (Tensor, Tensor)",
+        (_sums, _sums_shape, _sums_back, _sums_keep),
+    ),
+    (
+        "spread(Tensor first, Tensor second, int axis) -> Tensor",
+        (_spread, _spread_shape, _spread_back, _spread_keep),
+    ),
+    (
+        "outer(Tensor x, int[] order, Tensor grad) -> Tensor",
+        (_outer, _outer_shape, _outer_back, _outer_keep),
+    ),
+    # Used where a gradient is not to be differentiated again.
+    (
+        "back(Tensor grad, Tensor x, Tensor weight, int axis) -> (Tensor, Tensor, Tensor, Tensor)",
+        (_back, _back_shape),
+    ),
+)
+"""By signature: what computes it, the shape of the result, its gradient, what that one needs."""
+
+
+def _register() -> None:
+    for schema, (compute, shape, *gradient) in _OPERATORS:
+        name, _, rest = schema.partition("(")
+        name = f"symcompile::{name}"
+        torch.library.define(name, f"({rest}")
+        torch.library.impl(name, "CPU", compute)
+        torch.library.register_fake(name, shape)
+        if gradient:
+            back, keep = gradient
+            torch.library.register_autograd(name, back, setup_context=keep)
+
+
+if AVAILABLE:
+    _register()

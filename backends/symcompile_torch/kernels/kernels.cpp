@@ -1,0 +1,472 @@
+/* Sums of products, means and outer products of large arrays of few channels, in float32, each in
+   one go over memory. PyTorch's own take an op, and a pass over memory, for every product, every
+   term and every mean.
+
+   Arrays have any number of axes of rows and a last one of channels, which lie side by side. Steps
+   count floats, not bytes, and are 0 along axes an array is broadcast over. Every function returns 0,
+   or 1 if it ran out of memory; all integers are of 64 bits. C++17, the vectors of GCC and Clang, and OpenMP. */
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <omp.h>
+#include <type_traits>
+#include <utility>
+
+/* TALL, WIDE: rows of a tile of one and of two vectors, as many as the registers hold. */
+#if defined(__AVX512F__)
+#include <immintrin.h>
+constexpr int LANES = 16, TALL = 12, WIDE = 8;
+#elif defined(__AVX2__)
+#include <immintrin.h>
+constexpr int LANES = 8, TALL = 12, WIDE = 6;
+#else
+constexpr int LANES = 4, TALL = 12, WIDE = 8;
+#endif
+
+constexpr int FEW = 4;    // rows of a tile where more do not fit
+constexpr int DEEP = 16;  // rows of a tile of an outer product, of one vector; half of two
+constexpr int MOST = 8;   // axes, products and terms of a sum
+constexpr int PART = 256; // rows that a thread takes at once, and that float32 adds up in order
+constexpr int AHEAD = 4;  // tiles between what is fetched and what is computed
+
+#define INLINE static inline __attribute__((always_inline))
+#define HERE __attribute__((always_inline))
+
+typedef int64_t i64;
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef float loose __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+/* Calls f(0), f(1), ... f(N - 1) with constants, so that arrays they index stay in registers. */
+template <typename F, int... I>
+INLINE void call(F f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+template <int N, typename F>
+INLINE void each(F f) {
+  call(f, std::make_integer_sequence<int, N>{});
+}
+
+/* The first n lanes; the others are 0, and their memory is not touched. */
+INLINE vec load(const float *from, i64 n = LANES) {
+  if (n >= LANES) return *(const loose *)from;
+#if defined(__AVX512F__)
+  return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), from);
+#else
+  vec some = {};
+  for (int lane = 0; lane < n; lane++) some[lane] = from[lane];
+  return some;
+#endif
+}
+
+INLINE void store(float *to, vec value, i64 n = LANES) {
+  if (n >= LANES) {
+    *(loose *)to = value;
+    return;
+  }
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, (__mmask16)((1u << n) - 1), (__m512)value);
+#else
+  for (int lane = 0; lane < n; lane++) to[lane] = value[lane];
+#endif
+}
+
+/* Past the caches: what is overwritten whole need not be read first. */
+INLINE void stream(float *to, vec value) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, (__m512)value);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(to, (__m256)value);
+#else
+  *(loose *)to = value;
+#endif
+}
+
+INLINE void fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
+INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
+INLINE i64 parts_of(i64 whole, i64 part) { return (whole + part - 1) / part; }
+INLINE i64 padded_to_tiles(i64 width) { return parts_of(width, 2 * LANES) * 2 * LANES; }
+
+/* Zeros, to be freed; null where there is no memory. */
+template <typename T>
+static T *zeros(i64 count) {
+  return (T *)calloc((size_t)count + 1, sizeof(T));
+}
+
+/* -- sums of products ------------------------------------------------------------------------ */
+
+struct Sum {
+  i64 axes, products, terms;
+  bool streams;
+  i64 width, padded, shape[MOST];
+  i64 depth[MOST], x_step[MOST][MOST], term_step[MOST][MOST];
+  const float *x[MOST], *weight[MOST], *term[MOST];
+  float *y;
+};
+
+/* Where a tile begins. */
+struct Place {
+  const float *x[MOST], *term[MOST];
+  float *y;
+};
+
+/* R rows and J vectors of y, from channel `at`; `whole` says that the vectors do not reach over the
+   last channel. */
+template <int R, int J, bool whole>
+static void tile(const Sum &s, const Place &p, i64 at) {
+  vec y[R][J];
+  const i64 last = s.axes - 1;
+  const i64 left = s.width - at;
+  each<R>([&](auto r) HERE { each<J>([&](auto v) HERE { y[r][v] = vec{}; }); });
+  for (int i = 0; i < s.products; i++) {
+    const float *weight = s.weight[i] + at, *x = p.x[i];
+    const i64 step = s.x_step[i][last], depth = s.depth[i], padded = s.padded;
+    /* A pointer for every four rows: for one each there are not registers enough. */
+    const float *const x4 = x + 4 * step, *const x8 = x + 8 * step;
+#pragma GCC unroll 4
+    for (i64 k = 0; k < depth; k++, weight += padded) {
+      vec row[J];
+      each<J>([&](auto v) HERE { row[v] = load(weight + v * LANES); });
+      each<R>([&](auto r) HERE {
+        const float a = (r < 4 ? x : r < 8 ? x4 : x8)[r % 4 * step + k];
+        each<J>([&](auto v) HERE { y[r][v] += a * row[v]; });
+      });
+    }
+  }
+  for (int i = 0; i < s.terms; i++) {
+    const i64 step = s.term_step[i][last];
+    each<J>([&](auto v) HERE {
+      const float *const term = p.term[i] + at + v * LANES;
+      const i64 some = whole ? LANES : left - v * LANES;
+      if (step == 0) {
+        const vec same = load(term, some);
+        each<R>([&](auto r) HERE { y[r][v] += same; });
+      } else
+        each<R>([&](auto r) HERE { y[r][v] += load(term + r * step, some); });
+    });
+  }
+  each<R>([&](auto r) HERE {
+    each<J>([&](auto v) HERE {
+      float *const to = p.y + at + r * s.width + v * LANES;
+      if (whole && s.streams)
+        stream(to, y[r][v]);
+      else
+        store(to, y[r][v], whole ? LANES : left - v * LANES);
+    });
+  });
+}
+
+typedef void Tile(const Sum &, const Place &, i64);
+
+/* Tiles of R rows: [more than one vector wide][no channel is missing]. */
+template <int R>
+static Tile *const TILES[2][2] = {{tile<R, 1, false>, tile<R, 1, true>},
+                                  {tile<R, 2, false>, tile<R, 2, true>}};
+
+static void fetch(const float *x, i64 step, i64 rows, i64 depth) {
+  for (i64 row = 0; row < rows; row++)
+    for (i64 k = 0; k < depth; k += 16) __builtin_prefetch(x + row * step + k);
+}
+
+/* Rows `from` to `to` of the last axis; `outer` counts the places along the axes before it. */
+static void sum_rows(const Sum &s, i64 outer, i64 from, i64 to) {
+  const i64 last = s.axes - 1;
+  Place p;
+  p.y = s.y + (outer * s.shape[last] + from) * s.width;
+  for (int i = 0; i < s.products; i++) p.x[i] = s.x[i] + from * s.x_step[i][last];
+  for (int i = 0; i < s.terms; i++) p.term[i] = s.term[i] + from * s.term_step[i][last];
+  for (i64 axis = last - 1; axis >= 0; axis--) {
+    const i64 at = outer % s.shape[axis];
+    outer /= s.shape[axis];
+    for (int i = 0; i < s.products; i++) p.x[i] += at * s.x_step[i][axis];
+    for (int i = 0; i < s.terms; i++) p.term[i] += at * s.term_step[i][axis];
+  }
+  const bool tall = s.width <= LANES;
+  while (from < to) {
+    const i64 left = to - from, most = tall ? TALL : WIDE;
+    const i64 rows = left >= most ? most : left >= FEW ? FEW : 1;
+    Tile *const(*tiles)[2] = TILES<1>;
+    if (rows == FEW) tiles = TILES<FEW>;
+    if (rows == most) tiles = tall ? TILES<TALL> : TILES<WIDE>;
+    for (int i = 0; i < s.products; i++) {
+      const i64 step = s.x_step[i][last];
+      fetch(p.x[i] + AHEAD * rows * step, step, rows, s.depth[i]);
+    }
+    for (i64 at = 0; at < s.width; at += 2 * LANES) {
+      const bool two = s.width - at > LANES;
+      tiles[two][s.width - at >= (1 + two) * LANES](s, p, at);
+    }
+    from += rows;
+    p.y += rows * s.width;
+    for (int i = 0; i < s.products; i++) p.x[i] += rows * s.x_step[i][last];
+    for (int i = 0; i < s.terms; i++) p.term[i] += rows * s.term_step[i][last];
+  }
+  if (s.streams) fence();
+}
+
+/* Weights with rows padded to whole tiles, for s; to be freed. */
+static float *pack(Sum &s, const float *const *weight) {
+  i64 deep = 0;
+  for (int i = 0; i < s.products; i++) deep += s.depth[i];
+  float *const packed = zeros<float>(deep * s.padded), *to = packed;
+  for (int i = 0; packed && i < s.products; i++) {
+    s.weight[i] = to;
+    for (i64 k = 0; k < s.depth[i]; k++, to += s.padded)
+      memcpy(to, weight[i] + k * s.width, (size_t)s.width * sizeof(float));
+  }
+  return packed;
+}
+
+static Sum sum_into(float *y, i64 width, bool streams) {
+  Sum s{};
+  s.y = y, s.width = width, s.padded = padded_to_tiles(width);
+  s.streams = streams && width % LANES == 0 && (uintptr_t)y % (LANES * 4) == 0;
+  return s;
+}
+
+/* y = the sum of x[i] @ weight[i] over products and of all terms.
+
+   y is [*shape, width], contiguous; weight[i] is [depth[i], width], contiguous; x_step holds
+   `axes` steps for each product, term_step for each term. streams: y is too large for the caches. */
+extern "C" int symcompile_sum(i64 axes, const i64 *shape, i64 width, i64 products,
+                              const float *const *x, const i64 *x_step, const i64 *depth,
+                              const float *const *weight, i64 terms, const float *const *term,
+                              const i64 *term_step, float *y, i64 streams, i64 threads) {
+  Sum s = sum_into(y, width, streams);
+  s.axes = axes, s.products = products, s.terms = terms;
+  const size_t steps = (size_t)axes * sizeof(i64);
+  memcpy(s.shape, shape, steps);
+  for (int i = 0; i < products; i++) {
+    s.x[i] = x[i], s.depth[i] = depth[i];
+    memcpy(s.x_step[i], x_step + i * axes, steps);
+  }
+  for (int i = 0; i < terms; i++) {
+    s.term[i] = term[i];
+    memcpy(s.term_step[i], term_step + i * axes, steps);
+  }
+  float *const packed = pack(s, weight);
+  if (!packed) return 1;
+  i64 outer = 1;
+  for (i64 axis = 0; axis < axes - 1; axis++) outer *= shape[axis];
+  const i64 length = shape[axes - 1], parts = parts_of(length, PART);
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+  for (i64 item = 0; item < outer * parts; item++) {
+    const i64 from = item % parts * PART;
+    sum_rows(s, item / parts, from, least(from + PART, length));
+  }
+  free(packed);
+  return 0;
+}
+
+/* -- sums over two axes ---------------------------------------------------------------------- */
+
+/* Over the first axis of x, [rows, count, width], added to over_rows; over the second, times
+   `scale`, to over_count. */
+static void sum_both(const float *x, i64 rows, i64 count, i64 width, float *over_rows,
+                     float *over_count, float scale) {
+  const i64 step = count * width;
+  for (i64 row = 0; row < rows; row += 4) {
+    const i64 some = least(4, rows - row);
+    for (i64 at = 0; at < width; at += LANES) {
+      const i64 lanes = width - at;
+      const float *from = x + row * step + at;
+      float *to = over_rows + at;
+      vec total[4] = {};
+      for (i64 start = 0; start < count; start += PART) {
+        const i64 end = least(start + PART, count);
+        vec sum[4] = {};
+        if (some == 4 && lanes >= LANES)
+          for (i64 n = start; n < end; n++, from += width, to += width) {
+            const vec a = load(from), b = load(from + step);
+            const vec c = load(from + 2 * step), d = load(from + 3 * step);
+            sum[0] += a, sum[1] += b, sum[2] += c, sum[3] += d;
+            store(to, load(to) + ((a + b) + (c + d)));
+          }
+        else
+          for (i64 n = start; n < end; n++, from += width, to += width)
+            for (i64 r = 0; r < some; r++) {
+              const vec a = load(from + r * step, lanes);
+              sum[r] += a;
+              store(to, load(to, lanes) + a, lanes);
+            }
+        each<4>([&](auto r) HERE { total[r] += sum[r]; });
+      }
+      for (i64 r = 0; r < some; r++)
+        store(over_count + (row + r) * width + at, total[r] * scale, lanes);
+    }
+  }
+}
+
+/* How many rows a thread sums in order: no more than PART, and so many that every thread has several
+   parts. A multiple of four. */
+static i64 part_of_rows(i64 batch, i64 rows, i64 threads) {
+  const i64 parts = parts_of(4 * threads, batch > 0 ? batch : 1);
+  return least(parts_of(rows > 0 ? rows : 1, 4 * parts) * 4, PART);
+}
+
+/* to[b] = scale times the sum of all parts of partial[b, parts, size]. */
+static void add_parts(const float *partial, i64 batch, i64 parts, i64 size, float scale, float *to,
+                      i64 threads) {
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+  for (i64 b = 0; b < batch; b++)
+    for (i64 k = 0; k < size; k++) {
+      double sum = 0;
+      for (i64 p = 0; p < parts; p++) sum += partial[(b * parts + p) * size + k];
+      to[b * size + k] = (float)(sum * scale);
+    }
+}
+
+/* Of x, [batch, rows, count, width], the sums over rows, times row_scale: [batch, count, width], and
+   over count, times count_scale: [batch, rows, width]; all contiguous. */
+extern "C" int symcompile_sums(const float *x, i64 batch, i64 rows, i64 count, i64 width,
+                               float *over_rows, float row_scale, float *over_count,
+                               float count_scale, i64 threads) {
+  const i64 size = count * width, part = part_of_rows(batch, rows, threads);
+  const i64 parts = parts_of(rows, part);
+  float *const partial = zeros<float>(batch * parts * size);
+  if (!partial) return 1;
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+  for (i64 item = 0; item < batch * parts; item++) {
+    const i64 from = item % parts * part, row = item / parts * rows + from;
+    sum_both(x + row * size, least(part, rows - from), count, width, partial + item * size,
+             over_count + row * width, count_scale);
+  }
+  add_parts(partial, batch, parts, size, row_scale, over_rows, threads);
+  free(partial);
+  return 0;
+}
+
+/* -- outer products -------------------------------------------------------------------------- */
+
+/* K rows and J vectors of `total` += the sum over `rows` of x^T g; `left` channels of g are there. */
+template <int K, int J>
+static void outer_tile(const float *x, i64 x_step, const float *g, i64 g_step, i64 rows, i64 left,
+                       double *total, i64 padded) {
+  vec sum[K][J];
+  each<K>([&](auto k) HERE { each<J>([&](auto v) HERE { sum[k][v] = vec{}; }); });
+  for (; rows > 0; rows--, x += x_step, g += g_step) {
+    vec row[J];
+    each<J>([&](auto v) HERE { row[v] = load(g + v * LANES, left - v * LANES); });
+    each<K>([&](auto k) HERE { each<J>([&](auto v) HERE { sum[k][v] += x[k] * row[v]; }); });
+  }
+  each<K>([&](auto k) HERE {
+    each<J>([&](auto v) HERE {
+      double *const to = total + k * padded + v * LANES;
+      for (int lane = 0; lane < LANES; lane++) to[lane] += sum[k][v][lane];
+    });
+  });
+}
+
+/* total, [depth, padded], += the sum over rows of x^T g. */
+static void outer_rows(const float *x, i64 x_step, i64 depth, const float *g, i64 g_step, i64 width,
+                       i64 rows, double *total, i64 padded) {
+  for (i64 from = 0; from < rows; from += PART) { // what all tiles read stays in the cache
+    const i64 some = least(PART, rows - from);
+    const float *const at_x = x + from * x_step, *const at_g = g + from * g_step;
+    for (i64 at = 0; at < width; at += 2 * LANES) {
+      const i64 left = width - at, most = left > LANES ? DEEP / 2 : DEEP;
+      const auto whole = left > LANES ? outer_tile<DEEP / 2, 2> : outer_tile<DEEP, 1>;
+      const auto one = left > LANES ? outer_tile<1, 2> : outer_tile<1, 1>;
+      for (i64 k = 0; k < depth;) {
+        const bool fits = depth - k >= most;
+        double *const to = total + k * padded + at;
+        (fits ? whole : one)(at_x + k, x_step, at_g + at, g_step, some, left, to, padded);
+        k += fits ? most : 1;
+      }
+    }
+  }
+}
+
+/* weight, [depth, width], = the sum over threads of partial, [threads, depth, padded]. */
+static void add_threads(const double *partial, i64 threads, i64 depth, i64 width, i64 padded,
+                        float *weight) {
+  for (i64 k = 0; k < depth; k++)
+    for (i64 j = 0; j < width; j++) {
+      double sum = 0;
+      for (i64 t = 0; t < threads; t++) sum += partial[(t * depth + k) * padded + j];
+      weight[k * width + j] = (float)sum;
+    }
+}
+
+/* weight = the sum over all rows of x^T g, [depth, width]; x and g have `axes` axes of rows. */
+extern "C" int symcompile_outer(i64 axes, const i64 *shape, const float *x, const i64 *x_step,
+                                i64 depth, const float *g, const i64 *g_step, i64 width,
+                                float *weight, i64 threads) {
+  const i64 last = axes - 1;
+  const i64 padded = padded_to_tiles(width);
+  const i64 length = shape[last], parts = parts_of(length, PART);
+  i64 outer = 1;
+  for (i64 axis = 0; axis < last; axis++) outer *= shape[axis];
+  double *const partial = zeros<double>(threads * depth * padded);
+  if (!partial) return 1;
+#pragma omp parallel num_threads((int)threads)
+  {
+    double *const mine = partial + omp_get_thread_num() * depth * padded;
+#pragma omp for schedule(static)
+    for (i64 item = 0; item < outer * parts; item++) {
+      const i64 from = item % parts * PART;
+      const float *at_x = x + from * x_step[last], *at_g = g + from * g_step[last];
+      i64 rest = item / parts;
+      for (i64 axis = last - 1; axis >= 0; axis--) {
+        at_x += rest % shape[axis] * x_step[axis];
+        at_g += rest % shape[axis] * g_step[axis];
+        rest /= shape[axis];
+      }
+      outer_rows(at_x, x_step[last], depth, at_g, g_step[last], width, least(PART, length - from),
+                 mine, padded);
+    }
+  }
+  add_threads(partial, threads, depth, width, padded, weight);
+  free(partial);
+  return 0;
+}
+
+/* -- all gradients at once ------------------------------------------------------------------- */
+
+/* From g, [batch, rows, count, inner, width], the gradient of x @ weight + first + second, where
+   first was repeated over rows and second over count: to_x = g @ transposed, the sum over all rows
+   of x^T g in to_weight, [depth, width], and the sums of g over rows and over count. x and to_x are
+   [batch, rows, count, inner, depth], transposed is [width, depth]; all contiguous. */
+extern "C" int symcompile_back(const float *g, const float *x, i64 batch, i64 rows, i64 count,
+                               i64 inner, i64 width, i64 depth, const float *transposed,
+                               float *to_x, float *to_weight, float *over_rows, float *over_count,
+                               i64 streams, i64 threads) {
+  Sum s = sum_into(to_x, depth, streams);
+  s.axes = 1, s.products = 1;
+  s.shape[0] = batch * rows * count * inner;
+  s.x[0] = g, s.x_step[0][0] = s.depth[0] = width;
+  const i64 padded = padded_to_tiles(width), size = count * inner * width;
+  const i64 part = part_of_rows(batch, rows, threads), parts = parts_of(rows, part);
+  float *const packed = pack(s, &transposed);
+  float *const partial = zeros<float>(batch * parts * size);
+  double *const outer = zeros<double>(threads * depth * padded);
+  const bool enough = packed && partial && outer;
+  if (enough) {
+#pragma omp parallel num_threads((int)threads)
+    {
+      double *const mine = outer + omp_get_thread_num() * depth * padded;
+#pragma omp for schedule(static)
+      for (i64 item = 0; item < batch * parts; item++) {
+        const i64 start = item % parts * part, end = least(start + part, rows);
+        for (i64 from = start; from < end; from += 4) { // few enough to stay in the cache
+          const i64 row = item / parts * rows + from, some = least(4, end - from);
+          const i64 first = row * count * inner, lines = some * count * inner;
+          sum_both(g + first * width, some, count, inner * width, partial + item * size,
+                   over_count + row * inner * width, 1.0f);
+          outer_rows(x + first * depth, depth, depth, g + first * width, width, width, lines, mine,
+                     padded);
+          sum_rows(s, 0, first, first + lines);
+        }
+      }
+    }
+    add_parts(partial, batch, parts, size, 1.0f, over_rows, threads);
+    add_threads(outer, threads, depth, width, padded, to_weight);
+  }
+  free(packed), free(partial), free(outer);
+  return !enough;
+}

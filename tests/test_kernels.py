@@ -1,0 +1,380 @@
+"""The CPU kernels: held to float64, to PyTorch's own checks, and to layers without them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import symcompile as sc
+from symcompile_torch.kernels import AVAILABLE
+from symcompile_torch.kernels import build as building
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the kernels were not compiled here")
+
+ops = torch.ops.symcompile
+
+
+def close(found: Tensor, wanted: Tensor, within: float = 2e-6) -> None:
+    """Within a few roundings of float32, on the scale of the whole."""
+    assert found.shape == wanted.shape
+    if wanted.numel():
+        scale = max(wanted.abs().max().item(), 1.0)
+        assert (found.double() - wanted).abs().max().item() <= within * scale
+
+
+def draw(rng: np.random.Generator, *shape: int) -> Tensor:
+    return torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+
+
+def laid_out(rng: np.random.Generator, *shape: int) -> Tensor:
+    """Of that shape, in one of many layouts."""
+    match rng.integers(4):
+        case 0:
+            return draw(rng, *shape)
+        case 1:  # axes in another order
+            order = rng.permutation(len(shape))
+            return draw(rng, *(shape[axis] for axis in order)).permute(*np.argsort(order).tolist())
+        case 2:  # a part of a larger tensor
+            whole = draw(rng, *(size + 2 for size in shape))
+            return whole[tuple(slice(1, size + 1) for size in shape)]
+        case _:  # equal along the first axis
+            return draw(rng, 1, *shape[1:]).expand(shape)
+
+
+def sum_of(x, weights, sources, orders, terms):  # type: ignore[no-untyped-def]
+    """What `linear_sum` computes, by the book."""
+    axes = x[0].dim() - 1
+    total = sum(
+        x[source].permute(*orders[i * axes : (i + 1) * axes], axes) @ weights[i]
+        for i, source in enumerate(sources)
+    )
+    return sum(terms, total)
+
+
+@st.composite
+def recipes(draw_from):  # type: ignore[no-untyped-def]
+    """A seed, a number of axes, sizes, channels in and out, products and terms."""
+    axes = draw_from(st.integers(1, 4))
+    size = draw_from(st.integers(0, (40, 19, 7, 5)[axes - 1]))
+    channels = st.integers(1, 70)
+    products, terms = draw_from(st.integers(1, 3)), draw_from(st.integers(0, 4))
+    seed = draw_from(st.integers(0, 2**32 - 1))
+    return seed, [size] * axes, draw_from(channels), draw_from(channels), products, terms
+
+
+def arguments(seed, sizes, depth, width, products, terms):  # type: ignore[no-untyped-def]
+    """Of `linear_sum`: products of tensors of any layout, terms broadcast any way."""
+    rng, axes = np.random.default_rng(seed), len(sizes)
+    x = [laid_out(rng, *sizes, depth) for _ in range(1 + rng.integers(2))]
+    sources = [int(rng.integers(len(x))) for _ in range(products)]
+    orders = [int(axis) for _ in sources for axis in rng.permutation(axes)]
+    weights = [draw(rng, depth, width) for _ in sources]
+    shapes = [[size if rng.integers(2) else 1 for size in sizes] for _ in range(terms)]
+    added = [laid_out(rng, *shape[int(rng.integers(axes + 1)) :], width) for shape in shapes]
+    return x, weights, sources, orders, added
+
+
+def doubled(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.detach().double().requires_grad_() for tensor in tensors]
+
+
+@settings(max_examples=150)
+@given(recipes())
+def test_a_sum_is_what_it_says(recipe) -> None:  # type: ignore[no-untyped-def]
+    args = x, weights, sources, orders, terms = arguments(*recipe)
+    wanted = sum_of(doubled(x), doubled(weights), sources, orders, doubled(terms))
+    close(ops.linear_sum(*args), wanted)
+
+
+@settings(max_examples=60)
+@given(recipes())
+def test_gradients_of_a_sum(recipe) -> None:  # type: ignore[no-untyped-def]
+    """Those of the first degree by kernels, those of the second by kernels of kernels."""
+    x, weights, sources, orders, terms = arguments(*recipe)
+    leaves = [tensor.detach().requires_grad_() for tensor in (*x, *weights, *terms)]
+    exact = doubled(leaves)
+
+    def gradients(compute, values):  # type: ignore[no-untyped-def]
+        first, second = len(x), len(x) + len(weights)
+        parts = values[:first], values[first:second], sources, orders, values[second:]
+        y = compute(*parts)
+        cotangent = torch.linspace(-1, 1, max(y.numel(), 1), dtype=y.dtype)[: y.numel()]
+        asked = torch.autograd.grad(
+            y, values, cotangent.view(y.shape), create_graph=True, allow_unused=True
+        )
+        # Through squares, so that gradients of gradients are no constants.
+        length = sum((part**2).sum() for part in asked if part is not None)
+        again = torch.autograd.grad(length, values, allow_unused=True)
+        plain = torch.autograd.grad(
+            compute(*parts), values, cotangent.view(y.shape), allow_unused=True
+        )
+        return [*asked, *again, *plain]
+
+    found, wanted = gradients(ops.linear_sum, leaves), gradients(sum_of, exact)
+    for a, b in zip(found, wanted, strict=True):
+        if a is not None or b is not None:
+            zero = torch.zeros(())
+            close(zero if a is None else a, (zero if b is None else b).double(), within=3e-5)
+
+
+@settings(max_examples=60)
+@given(st.tuples(*[st.integers(0, 12)] * 3), st.integers(1, 40), st.booleans(), st.integers(0, 9))
+def test_sums_over_two_axes_and_back(sizes, width, mean, seed) -> None:  # type: ignore[no-untyped-def]
+    x = laid_out(np.random.default_rng(seed), *sizes, width).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    if 0 in sizes and mean:
+        return  # a mean over nothing
+    for axis in (0, 1):
+        how = torch.mean if mean else torch.sum
+        found, wanted = ops.sums(x, axis, mean), [how(exact, axis), how(exact, axis + 1)]
+        for a, b in zip(found, wanted, strict=True):
+            close(a, b)
+        weights = [torch.linspace(0, 1, max(b.numel(), 1))[: b.numel()].view_as(b) for b in wanted]
+        (to_x,) = torch.autograd.grad(found, x, weights)
+        (to_exact,) = torch.autograd.grad(wanted, exact, [w.double() for w in weights])
+        close(to_x, to_exact)
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows", "count", "inner", "depth", "width"),
+    [(2, 13, 11, 1, 5, 7), (3, 29, 30, 1, 16, 16), (1, 17, 3, 4, 33, 40), (2, 1, 1, 1, 8, 8)],
+)
+def test_all_gradients_at_once(batch, rows, count, inner, depth, width) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(0)
+    x, weight = draw(rng, batch, rows, count, inner, depth), draw(rng, depth, width)
+    grad = draw(rng, batch, rows, count, inner, width)
+    to_x, to_weight, first, second = ops.back(grad, x, weight, 1)
+    x, weight, grad = x.double(), weight.double(), grad.double()
+    close(to_x, grad @ weight.t())
+    close(to_weight, x.reshape(-1, depth).t() @ grad.reshape(-1, width))
+    close(first, grad.sum(1))
+    close(second, grad.sum(2))
+
+
+def test_long_sums_keep_their_digits() -> None:
+    """Sums of 200,000 equal terms, which float32 gets wrong by 1e-3 if it adds them up in order."""
+    x = torch.full((1, 200_000, 2, 16), 0.1)
+    exact = x.double()
+    for tall in (x, x.transpose(1, 2).contiguous()):
+        for mean in ops.sums(tall, 1, True):
+            assert (mean - exact.mean()).abs().max() < 1e-5 * exact.mean()
+    outer = exact.square().sum((0, 1, 2))
+    assert (ops.outer(x, [0, 1, 2], x) - outer).abs().max() < 1e-6 * outer.max()
+    in_order = np.add.accumulate(x[0, :, 0, 0].numpy(), dtype=np.float32)[-1] / 200_000
+    assert abs(in_order - exact.mean()) > 1e-4 * exact.mean()
+
+
+def test_any_number_of_threads() -> None:
+    rng = np.random.default_rng(3)
+    x, weight, term = draw(rng, 3, 50, 60, 16), draw(rng, 16, 16), draw(rng, 3, 1, 60, 16)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            wanted = x.double() @ weight.double() + term.double()
+            close(ops.linear_sum([x], [weight], [0], [0, 1, 2], [term]), wanted)
+            close(ops.sums(x, 1, False)[0], x.double().sum(1))
+            wanted = x.double().view(-1, 16).t() @ x.double().view(-1, 16)
+            close(ops.outer(x, [0, 1, 2], x), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_pytorch_finds_no_fault_with_the_operators() -> None:
+    """Its own checks: schema, shapes without data, gradients, tracing."""
+    rng = np.random.default_rng(1)
+    x, weight = draw(rng, 2, 5, 5, 3).requires_grad_(), draw(rng, 3, 4).requires_grad_()
+    term = draw(rng, 2, 1, 5, 4).requires_grad_()
+    grad = draw(rng, 2, 5, 5, 4).requires_grad_()
+    opcheck = torch.library.opcheck
+    arguments = [x], [weight, weight], [0, 0], [0, 1, 2, 0, 2, 1], [term]
+    opcheck(ops.linear_sum.default, arguments, rtol=1e-4, atol=1e-4)
+    opcheck(ops.sums.default, (x, 1, True), rtol=1e-4, atol=1e-4)
+    opcheck(ops.spread.default, (draw(rng, 2, 5, 3), draw(rng, 2, 4, 3), 1))
+    opcheck(ops.outer.default, (x, [0, 2, 1], grad), rtol=1e-4, atol=1e-4)
+    opcheck(ops.back.default, (grad.detach(), x.detach(), weight.detach(), 1))
+
+
+def test_what_the_kernels_have_no_room_for_is_refused() -> None:
+    x, weight = torch.ones(2, 3), torch.ones(3, 3)
+    with pytest.raises(ValueError, match="more than 8"):
+        ops.linear_sum([x], [weight], [0], [0], [x] * 9)
+    with pytest.raises(ValueError, match="float32 only"):
+        ops.linear_sum([x.double()], [weight.double()], [0], [0], [])
+
+
+# -- layers ---------------------------------------------------------------------------------
+
+SPECS = {
+    "mlp": ({"w0": (0, 1), "b0": (1,), "w1": (1, 2), "b1": (2,)}, {0: 70, 1: 90, 2: 60}),
+    "graph": ({"x": ("n", "n")}, {"n": 80}),
+    "triples": ({"x": ("n", "n", "n")}, {"n": 18}),
+    "rnn": ({"in": ("i", "h"), "cell": ("h", "h"), "b": ("h",)}, {"i": 60, "h": 80}),
+}
+
+
+def a_layer(name: str, channels: int = 16):  # type: ignore[no-untyped-def]
+    """A layer large enough for kernels, and its inputs."""
+    spec, sizes = SPECS[name]
+    torch.manual_seed(0)
+    layer = sc.compile(spec, in_channels=channels, out_channels=channels, sizes=sizes)
+    inputs = {
+        key: torch.randn(3, *(sizes[label] for label in labels), channels)
+        for key, labels in spec.items()
+    }
+    return layer, inputs
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that are called from now on."""
+    import symcompile_torch.kernels as kernels
+
+    called: list[str] = []
+    call = kernels._call
+    monkeypatch.setattr(
+        kernels, "_call", lambda name, *args: (called.append(name), call(name, *args))
+    )
+    return called
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("channels", [8, 16, 24])
+def test_a_layer_by_kernels_is_the_layer(name, channels, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    layer, inputs = a_layer(name, channels)
+    called = counted(monkeypatch)
+    leaves = {key: value.requires_grad_() for key, value in inputs.items()}
+    y = layer(leaves)
+    assert "symcompile_sum" in called
+    cotangents = [torch.randn_like(value) for value in y.values()]
+    asked = [*leaves.values(), *layer.parameters()]
+    found = torch.autograd.grad([*y.values()], asked, cotangents)
+    assert {"symcompile_outer", "symcompile_back"} & set(called)
+    exact = layer.double()
+    doubles = {key: value.detach().double().requires_grad_() for key, value in inputs.items()}
+    wanted_y = exact(doubles)
+    wanted = torch.autograd.grad(
+        [*wanted_y.values()],
+        [*doubles.values(), *exact.parameters()],
+        [cotangent.double() for cotangent in cotangents],
+    )
+    for key in y:
+        close(y[key], wanted_y[key])
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).abs().max() <= 5e-6 * max(b.abs().max(), 1.0)
+
+
+def test_compiled_the_kernels_serve_too(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    layer, inputs = a_layer("mlp")
+    leaves = {key: value.requires_grad_() for key, value in inputs.items()}
+    wanted = layer(leaves)
+    to_wanted = torch.autograd.grad(
+        sum(v.square().sum() for v in wanted.values()), [*leaves.values()]
+    )
+    called = counted(monkeypatch)
+    y = torch.compile(layer, fullgraph=True)(leaves)
+    assert "symcompile_sum" in called
+    found = torch.autograd.grad(sum(v.square().sum() for v in y.values()), [*leaves.values()])
+    assert "symcompile_back" in called
+    for a, b in zip((*y.values(), *found), (*wanted.values(), *to_wanted), strict=True):
+        assert (a - b).abs().max() <= 1e-5 * max(b.abs().max(), 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_what_kernels_cannot_do_is_done_without(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Transforms, forward derivatives, other dtypes and exported programs."""
+    layer, inputs = a_layer("mlp")
+    wanted = layer(inputs)
+    called = counted(monkeypatch)
+    per_sample = torch.func.vmap(layer)(inputs)
+    tangents = {key: torch.ones_like(value) for key, value in inputs.items()}
+    y, forward = torch.func.jvp(layer, (inputs,), (tangents,))
+    with torch.autograd.forward_ad.dual_level():
+        make = torch.autograd.forward_ad.make_dual
+        duals = layer({key: make(value, tangents[key]) for key, value in inputs.items()})
+        again = {
+            key: torch.autograd.forward_ad.unpack_dual(value).tangent
+            for key, value in duals.items()
+        }
+    exported = torch.export.export(layer, (inputs,)).module()(inputs)
+    weights = {k: torch.stack([v.detach(), 2 * v.detach()]) for k, v in layer.named_parameters()}
+    ensemble = torch.func.vmap(
+        lambda w: torch.func.functional_call(layer, w, (inputs,)), in_dims=(0,)
+    )(weights)
+    assert not called
+    for key in wanted:
+        scale = 1e-5 * wanted[key].abs().max()
+        for other in (per_sample, y, exported, {k: v[0] for k, v in ensemble.items()}):
+            assert (other[key] - wanted[key]).abs().max() <= scale
+        assert (forward[key] - again[key]).abs().max() <= 1e-5 * forward[key].abs().max()
+    layer.bfloat16()({key: value.bfloat16() for key, value in inputs.items()})
+    assert not called
+
+
+def test_the_file_alone_runs_without_kernels(tmp_path: Path) -> None:
+    """And with them where the package was imported before."""
+    layer, inputs = a_layer("rnn")
+    file, data = tmp_path / "layer.py", tmp_path / "data.pt"
+    file.write_text(layer.source)
+    torch.save({"x": inputs, "weights": layer.state_dict(), "y": layer(inputs)}, data)
+    program = f"""
+import sys, torch
+if sys.argv[1] == "kernels": import symcompile_torch.kernels
+import layer
+data = torch.load({str(data)!r})
+made = layer.EquivariantLinear()
+made.load_state_dict(data["weights"])
+assert layer._KERNELS == (sys.argv[1] == "kernels")
+assert sys.argv[1] == "kernels" or not [name for name in sys.modules if "symcompile" in name]
+y = made(data["x"])
+assert all((y[k] - data["y"][k]).abs().max() < 1e-5 for k in y)
+"""
+    name = next(
+        line.split()[1].split("(")[0]
+        for line in layer.source.splitlines()
+        if line.startswith("class ") and "nn.Module" in line
+    )
+    for how in ("kernels", "plain"):
+        subprocess.run(
+            [sys.executable, "-c", program.replace("EquivariantLinear", name), how],
+            cwd=tmp_path,
+            check=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        )
+
+
+# -- building -------------------------------------------------------------------------------
+
+
+def test_without_a_compiler_there_are_none(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert building.build(tmp_path) == []
+    monkeypatch.setenv("CXX", "false")
+    assert building.build(tmp_path) == []
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("SYMCOMPILE_KERNELS", "0")
+    assert building.build(tmp_path) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_libraries_of_other_sources_go(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    old = tmp_path / "kernels-avx2-000000000000.so"
+    old.touch()
+    made = building.build(tmp_path)
+    assert made
+    assert sorted(tmp_path.iterdir()) == sorted(made)
+    assert {path.name for path in made} == {building.library(kind).name for kind in kinds()}
+
+
+def kinds() -> list[str]:
+    from symcompile_torch.kernels import _kinds
+
+    return [*building.X86] if _kinds() != ("DEFAULT",) else ["DEFAULT"]
