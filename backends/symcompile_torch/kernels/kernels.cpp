@@ -344,23 +344,32 @@ extern "C" int symcompile_sums(const float *x, i64 batch, i64 rows, i64 count, i
 /* -- outer products -------------------------------------------------------------------------- */
 
 /* K rows and J vectors of `total` += the sum over `rows` of x^T g; `left` channels of g are there. */
-template <int K, int J>
+template <int K, int J, bool whole>
 static void outer_tile(const float *x, i64 x_step, const float *g, i64 g_step, i64 rows, i64 left,
                        double *total, i64 padded) {
   vec sum[K][J];
   each<K>([&](auto k) HERE { each<J>([&](auto v) HERE { sum[k][v] = vec{}; }); });
   for (; rows > 0; rows--, x += x_step, g += g_step) {
     vec row[J];
-    each<J>([&](auto v) HERE { row[v] = load(g + v * LANES, left - v * LANES); });
+    each<J>([&](auto v) HERE { row[v] = load(g + v * LANES, whole ? LANES : left - v * LANES); });
     each<K>([&](auto k) HERE { each<J>([&](auto v) HERE { sum[k][v] += x[k] * row[v]; }); });
   }
   each<K>([&](auto k) HERE {
     each<J>([&](auto v) HERE {
       double *const to = total + k * padded + v * LANES;
-      for (int lane = 0; lane < LANES; lane++) to[lane] += sum[k][v][lane];
+      float lanes[LANES]; // the sums themselves should stay in registers
+      store(lanes, sum[k][v]);
+      for (int lane = 0; lane < LANES; lane++) to[lane] += lanes[lane];
     });
   });
 }
+
+typedef void Outer(const float *, i64, const float *, i64, i64, i64, double *, i64);
+
+/* Of K rows if two vectors wide, else of L: [more than one vector wide][no channel is missing]. */
+template <int K, int L>
+static Outer *const OUTERS[2][2] = {{outer_tile<L, 1, false>, outer_tile<L, 1, true>},
+                                    {outer_tile<K, 2, false>, outer_tile<K, 2, true>}};
 
 /* total, [depth, padded], += the sum over rows of x^T g. */
 static void outer_rows(const float *x, i64 x_step, i64 depth, const float *g, i64 g_step, i64 width,
@@ -369,13 +378,13 @@ static void outer_rows(const float *x, i64 x_step, i64 depth, const float *g, i6
     const i64 some = least(PART, rows - from);
     const float *const at_x = x + from * x_step, *const at_g = g + from * g_step;
     for (i64 at = 0; at < width; at += 2 * LANES) {
-      const i64 left = width - at, most = left > LANES ? DEEP / 2 : DEEP;
-      const auto whole = left > LANES ? outer_tile<DEEP / 2, 2> : outer_tile<DEEP, 1>;
-      const auto one = left > LANES ? outer_tile<1, 2> : outer_tile<1, 1>;
+      const i64 left = width - at, two = left > LANES, most = two ? DEEP / 2 : DEEP;
+      const bool full = left >= (1 + two) * LANES;
+      Outer *const tile = OUTERS<DEEP / 2, DEEP>[two][full], *const one = OUTERS<1, 1>[two][full];
       for (i64 k = 0; k < depth;) {
         const bool fits = depth - k >= most;
         double *const to = total + k * padded + at;
-        (fits ? whole : one)(at_x + k, x_step, at_g + at, g_step, some, left, to, padded);
+        (fits ? tile : one)(at_x + k, x_step, at_g + at, g_step, some, left, to, padded);
         k += fits ? most : 1;
       }
     }
