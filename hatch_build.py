@@ -3,7 +3,9 @@ Python."""
 
 from __future__ import annotations
 
+import re
 import runpy
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -20,5 +22,7 @@ class KernelsHook(BuildHookInterface[Any]):
         made = runpy.run_path(str(folder / "build.py"))["build"]()
         if made:
             build_data["pure_python"] = False
-            build_data["infer_tag"] = True
+            # For one platform, but, as ctypes loads them, for any Python.
+            platform = re.sub(r"\W", "_", sysconfig.get_platform())
+            build_data["tag"] = f"py3-none-{platform}"
             build_data["artifacts"] += [path.relative_to(self.root).as_posix() for path in made]

@@ -37,6 +37,9 @@ _MEASURING = (
 )
 """Files of this package that a measurement depends on; reports may change."""
 
+_CODE = (".py", ".cpp")
+"""Endings of the files that a backend is made of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
@@ -69,7 +72,7 @@ class Contestant:
             for backend in ("numpy", "torch", "jax"):
                 found = importlib.util.find_spec(f"symcompile_{backend}")
                 for folder in (found and found.submodule_search_locations) or ():
-                    files += sorted(Path(folder).glob("*.py"))
+                    files += [path for path in Path(folder).rglob("*.*") if path.suffix in _CODE]
         total = sha256()
         for file in sorted(files):
             total.update(file.read_bytes())
