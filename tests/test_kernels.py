@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -208,8 +209,43 @@ def test_what_the_kernels_have_no_room_for_is_refused() -> None:
     x, weight = torch.ones(2, 3), torch.ones(3, 3)
     with pytest.raises(ValueError, match="more than 8"):
         ops.linear_sum([x], [weight], [0], [0], [x] * 9)
-    with pytest.raises(ValueError, match="float32 only"):
-        ops.linear_sum([x.double()], [weight.double()], [0], [0], [])
+    wide = x.double()
+    for call in (
+        lambda: ops.linear_sum([wide], [weight.double()], [0], [0], []),
+        lambda: ops.sums(wide[:, None], 0, True),
+        lambda: ops.outer(wide, [0], wide),
+        lambda: ops.back(wide[:, None], wide[:, None], weight.double(), 0),
+    ):
+        with pytest.raises(ValueError, match="float32 only"):
+            call()
+    with pytest.raises(ValueError, match=r"found \(2, 3\) times \(4, 3\)"):
+        ops.linear_sum([x], [torch.ones(4, 3)], [0], [0], [])
+    with pytest.raises(ValueError, match="expected the axes"):
+        ops.linear_sum([x, torch.ones(5, 3)], [weight, weight], [0, 1], [0, 0], [])
+    with pytest.raises(ValueError, match="axes differ"):
+        ops.outer(x, [0], torch.ones(5, 3))
+    with pytest.raises(RuntimeError, match="expand"):
+        ops.linear_sum([x], [weight], [0], [0], [torch.ones(5, 3)])
+
+
+def test_a_term_is_broadcast_over_channels_too() -> None:
+    x, weight = torch.ones(2, 3), torch.ones(3, 3)
+    y = ops.linear_sum([x], [weight], [0], [0], [torch.tensor([[1.0], [2.0]])])
+    assert torch.equal(y, torch.tensor([[4.0], [5.0]]).expand(2, 3))
+
+
+def test_few_rows_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All threads could not share them: four rows make a part."""
+    called = counted(monkeypatch)
+    x = draw(np.random.default_rng(0), 1, 4, 5000, 16)
+    weight = torch.eye(16)
+    first, second = ops.sums(x, 1, False)
+    to_x, to_weight, *sums = ops.back(x, x, weight, 1)
+    assert not {"symcompile_sums", "symcompile_back"} & set(called)
+    close(to_x, x.double())
+    close(to_weight, x.double().view(-1, 16).t() @ x.double().view(-1, 16))
+    for found, axis in zip((first, second, *sums), (1, 2, 1, 2), strict=True):
+        close(found, x.double().sum(axis))
 
 
 # -- layers ---------------------------------------------------------------------------------
@@ -288,6 +324,28 @@ def test_compiled_the_kernels_serve_too(monkeypatch) -> None:  # type: ignore[no
         assert (a - b).abs().max() <= 1e-5 * max(b.abs().max(), 1.0)
 
 
+@pytest.mark.parametrize("name", ["mlp", "graph"])
+def test_checkpoints_and_many_gradients_at_once(name: str) -> None:
+    layer, inputs = a_layer(name)
+    leaves = {key: value.requires_grad_() for key, value in inputs.items()}
+    first = next(iter(leaves))
+    for weight in layer.parameters():
+        weight.requires_grad_(name == "graph")
+    y = layer(leaves)[first]
+    cotangents = torch.randn(3, *y.shape)
+    each = [
+        torch.autograd.grad(y, leaves[first], part, retain_graph=True)[0] for part in cotangents
+    ]
+    (together,) = torch.autograd.grad(
+        y, leaves[first], cotangents, is_grads_batched=True, retain_graph=True
+    )
+    again = torch.utils.checkpoint.checkpoint(layer, leaves, use_reentrant=False)[first]
+    (kept,) = torch.autograd.grad(again, leaves[first], cotangents[0])
+    scale = 1e-5 * together.abs().max()
+    assert (together - torch.stack(each)).abs().max() <= scale
+    assert (kept - each[0]).abs().max() <= scale
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_what_kernels_cannot_do_is_done_without(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Transforms, forward derivatives, other dtypes and exported programs."""
@@ -357,9 +415,15 @@ assert all((y[k] - data["y"][k]).abs().max() < 1e-5 for k in y)
 def test_without_a_compiler_there_are_none(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert building.build(tmp_path) == []
-    monkeypatch.setenv("CXX", "false")
-    assert building.build(tmp_path) == []
-    monkeypatch.delenv("CXX")
+    for compiler in ("false", "an unbalanced '"):
+        monkeypatch.setenv("CXX", compiler)
+        assert building.build(tmp_path) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_compilers_with_options_are_run_and_what_is_not_wanted_goes(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("CXX", "c++ -O0")
+    assert building.build(tmp_path)
     monkeypatch.setenv("SYMCOMPILE_KERNELS", "0")
     assert building.build(tmp_path) == []
     assert not list(tmp_path.iterdir())

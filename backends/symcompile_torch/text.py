@@ -13,6 +13,7 @@ __all__ = [
     "LAY_OUT",
     "LINEAR_SUM",
     "MEAN",
+    "ONE_GO",
     "PRODUCT",
     "TEMPLATE",
     "TRANSFORMED",
@@ -383,7 +384,6 @@ def _backward(ctx, grad):
 
 # Missing where PyTorch is built without oneDNN, or names it otherwise.
 _LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 _forward = torch.autograd.forward_ad
 
 
@@ -437,6 +437,28 @@ def _joined(parts):
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
+def _add_product(total, x, weight, axes):
+    """total += x @ weight, where index axis k of what is added is axis `axes[k]` of the product.
+
+    On CPU a few samples at a time: what is added is still in the cache, and takes little memory.
+    """
+    batch = x.dim() - len(axes) - 1
+    order = (*range(batch), *(batch + axis for axis in axes), -1)
+    learns = torch.is_grad_enabled() and any(part.requires_grad for part in (total, x, weight))
+    if not batch or x.device.type != "cpu" or learns or _transformed():
+        total += _product(x, weight).permute(order)
+        return
+    # So many samples as take 1.5 MiB and as make a large product, if all together do.
+    samples, work = max(len(total), 1), x.numel() * weight.shape[1]
+    size, work = (max(whole // samples, 1) for whole in (total.nbytes, work))
+    few = 1 + max((3 * 2**19 - 1) // size, (2**22 - 1) // work)
+    for part, rows in zip(total.split(few), x.split(few)):
+        part += _product(rows, weight).permute(order)
+
+
+'''
+
+ONE_GO = '''\
 def _fits(products, terms):
     """Whether the kernels are there and the quickest: on CPU, for many rows of few channels."""
     x, weight = products[0][0][0], products[0][1]
@@ -467,25 +489,6 @@ def _in_one_go(products, terms):
     return torch.ops.symcompile.linear_sum(values, weights, sources, orders, list(terms))
 
 
-def _add_product(total, x, weight, axes):
-    """total += x @ weight, where index axis k of what is added is axis `axes[k]` of the product.
-
-    On CPU a few samples at a time: what is added is still in the cache, and takes little memory.
-    """
-    batch = x.dim() - len(axes) - 1
-    order = (*range(batch), *(batch + axis for axis in axes), -1)
-    learns = torch.is_grad_enabled() and any(part.requires_grad for part in (total, x, weight))
-    if not batch or x.device.type != "cpu" or learns or _transformed():
-        total += _product(x, weight).permute(order)
-        return
-    # So many samples as take 1.5 MiB and as make a large product, if all together do.
-    samples, work = max(len(total), 1), x.numel() * weight.shape[1]
-    size, work = (max(whole // samples, 1) for whole in (total.nbytes, work))
-    few = 1 + max((3 * 2**19 - 1) // size, (2**22 - 1) // work)
-    for part, rows in zip(total.split(few), x.split(few)):
-        part += _product(rows, weight).permute(order)
-
-
 '''
 
 KERNELS = '''\
@@ -499,10 +502,10 @@ def _has_kernels(x, entries):
         return False
     # An exported program runs without them; they have no derivative forward.
     forward = getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
-    return not (_is_exporting() or forward or _in_transform())
+    return not (_exporting() or forward or _in_transform())
 
 
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 '''

@@ -46,12 +46,7 @@ def _kinds() -> tuple[str, ...]:
     return kinds.get(capability, ("DEFAULT",))
 
 
-def _libraries() -> list[ctypes.CDLL]:
-    found = [made for kind in _kinds() if (made := _load(kind)) is not None]
-    return found if len(found) == len(_kinds()) else []
-
-
-_FOUND = _libraries()
+_FOUND = [made for kind in _kinds() if (made := _load(kind)) is not None]
 
 AVAILABLE = bool(_FOUND)
 """Whether the operators are there."""
@@ -81,6 +76,16 @@ def _plain(value: Any) -> Any:
 
 def _steps(tensors: Sequence[Tensor]) -> list[int]:
     return [step for tensor in tensors for step in tensor.stride()[:-1]]
+
+
+def _check_dtype(*tensors: Tensor) -> None:
+    if any(tensor.dtype is not torch.float32 for tensor in tensors):
+        raise ValueError("the kernels of symcompile take float32 only")
+
+
+def _too_few(batch: int, rows: int) -> bool:
+    """Whether there are too few rows for all threads, four of which make a part."""
+    return batch * -(-rows // 4) < 2 * torch.get_num_threads()
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -124,13 +129,18 @@ def _fill(
     y: Tensor, x: Sequence[Tensor], weights: Sequence[Tensor], terms: Sequence[Tensor]
 ) -> None:
     """Write the sum of `x[i] @ weights[i]` and of terms into y."""
+    _check_dtype(*x, *weights, *terms)
     if max(len(x), len(terms), y.dim() - 1) > _MOST:
         raise ValueError(f"found more than {_MOST} products, terms or axes in one sum")
-    if any(part.dtype is not torch.float32 for part in (*x, *weights, *terms)):
-        raise ValueError("the kernels of symcompile take float32 only")
+    for view, weight in zip(x, weights, strict=True):
+        if view.shape[:-1] != y.shape[:-1] or weight.shape != (view.shape[-1], y.shape[-1]):
+            raise ValueError(
+                f"found {tuple(view.shape)} times {tuple(weight.shape)}, expected the axes and "
+                f"channels of {tuple(y.shape)}"
+            )
+    spread = [_channels_last(term.expand(y.shape)) for term in terms]
     if y.numel() == 0:
         return
-    spread = [_channels_last(term).expand(y.shape) for term in terms]
     _call(
         "symcompile_sum",
         y.shape[-1],
@@ -171,7 +181,8 @@ def _linear_sum_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _linear_sum_back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, weights = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+    saved = ctx.saved_tensors  # once: checkpointing hands it out once
+    x, weights = saved[: ctx.count], saved[ctx.count :]
     to_x, to_weights, _, _, to_terms = ctx.needs_input_grad
     ops, grad = torch.ops.symcompile, grad.contiguous()
     pair = _pair(grad, ctx.terms, to_terms)
@@ -179,16 +190,20 @@ def _linear_sum_back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         # Not to be differentiated again, and of the usual form: read everything once.
         axis, first, second = pair
         if ctx.orders[0] == list(range(grad.dim() - 1)):
-            back = ops.back(grad, x[0], weights[0], axis)
-            made = {first: back[2], second: back[3]}
-            return [back[0]], [back[1]], None, None, _of_terms(grad, ctx.terms, to_terms, made)
+            found = ops.back(grad, x[0], weights[0], axis)
+            made = {first: found[2], second: found[3]}
+            return [found[0]], [found[1]], None, None, _of_terms(grad, ctx.terms, to_terms, made)
     of_x: list[Tensor | None] = [None] * len(x)
     for place, needed in enumerate(to_x):
         read = [i for i, source in enumerate(ctx.sources) if source == place]
         if needed and read:
-            transposed = [weights[i].t() for i in read]
-            orders = [axis for i in read for axis in _inverse(ctx.orders[i])]
-            of_x[place] = ops.linear_sum([grad], transposed, [0] * len(read), orders, [])
+            back = [(_inverse(ctx.orders[i]), weights[i].t()) for i in read]
+            if _is_batched(grad):
+                of_x[place] = sum(grad.permute(*order, -1) @ weight for order, weight in back)
+            else:
+                orders = [axis for order, _ in back for axis in order]
+                transposed = [weight for _, weight in back]
+                of_x[place] = ops.linear_sum([grad], transposed, [0] * len(read), orders, [])
     of_weights = [
         ops.outer(x[source], order, grad) if needed else None
         for source, order, needed in zip(ctx.sources, ctx.orders, to_weights, strict=True)
@@ -198,6 +213,10 @@ def _linear_sum_back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         axis, first, second = pair
         sums[first], sums[second] = ops.sums(grad, axis, False)
     return of_x, of_weights, None, None, _of_terms(grad, ctx.terms, to_terms, sums)
+
+
+# Of many gradients at once (`is_grads_batched=`), an operator of lists takes none.
+_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)
 
 
 def _pair(
@@ -233,11 +252,12 @@ def _of_terms(
 
 def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
     """The sums, or means, over an axis and over the one after it."""
-    first, second = _sums_shape(x, axis, mean)
+    _check_dtype(x)
     rows, count = x.shape[axis], x.shape[axis + 1]
-    if x.numel() == 0:
-        fill = float("nan") if mean else 0.0
-        return first.fill_(fill), second.fill_(fill)
+    if x.numel() == 0 or _too_few(x.shape[:axis].numel(), rows):
+        how = torch.mean if mean else torch.sum
+        return how(x, axis), how(x, axis + 1)
+    first, second = _sums_shape(x, axis, mean)
     before, width = x.shape[:axis].numel(), x.shape[axis + 2 :].numel()
     _call(
         "symcompile_sums",
@@ -265,12 +285,13 @@ def _sums_shape(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
 
 def _sums_keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, ctx.axis, ctx.mean = inputs
-    ctx.sizes = x.shape[ctx.axis : ctx.axis + 2] if ctx.mean else (1, 1)
+    ctx.sizes = x.shape[ctx.axis : ctx.axis + 2]
 
 
 def _sums_back(ctx: Any, first: Tensor, second: Tensor) -> tuple[Tensor, None, None]:
-    rows, count = ctx.sizes
-    first, second = first / rows, second / count
+    if ctx.mean:
+        rows, count = ctx.sizes
+        first, second = first / rows, second / count
     if torch.compiler.is_compiling():  # it adds them to what else the gradient is made of
         return first.unsqueeze(ctx.axis) + second.unsqueeze(ctx.axis + 1), None, None
     return torch.ops.symcompile.spread(first, second, ctx.axis), None, None
@@ -301,8 +322,11 @@ def _spread_back(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
 def _outer(x: Tensor, order: Sequence[int], grad: Tensor) -> Tensor:
     """The gradient of a weight: over all rows, the sum of products of x, its axes in `order`, and
     grad."""
+    _check_dtype(x, grad)
     view = _channels_last(x.permute(*order, -1))
     grad = _channels_last(grad)
+    if view.shape[:-1] != grad.shape[:-1]:
+        raise ValueError(f"found {tuple(view.shape)} and {tuple(grad.shape)}: axes differ")
     weight = _outer_shape(x, order, grad)
     if x.numel() == 0:
         return weight.zero_()
@@ -347,10 +371,17 @@ def _outer_back(ctx: Any, to_weight: Tensor) -> tuple[Tensor, None, Tensor]:
 def _back(grad: Tensor, x: Tensor, weight: Tensor, axis: int) -> tuple[Tensor, ...]:
     """The gradients of x, weight and two terms, of a sum of `x @ weight` and terms that were
     broadcast over `axis` and over the axis after it."""
+    order, before = list(range(grad.dim() - 1)), grad.shape[:axis].numel()
+    if grad.numel() == 0 or _too_few(before, grad.shape[axis]):
+        to_x = _linear_sum([grad], [weight.t()], [0], order, [])
+        return to_x, _outer(x, order, grad), *_sums(grad, axis, False)
+    _check_dtype(grad, x, weight)
+    if (*x.shape[:-1], *weight.shape) != (*grad.shape[:-1], x.shape[-1], grad.shape[-1]):
+        raise ValueError(
+            f"found a gradient {tuple(grad.shape)} of {tuple(x.shape)} times {tuple(weight.shape)}"
+        )
     found = _back_shape(grad, x, weight, axis)
-    if grad.numel() == 0:
-        return tuple(part.zero_() for part in found)
-    x, before = x.contiguous(), grad.shape[:axis].numel()
+    grad, x = grad.contiguous(), x.contiguous()
     inner = grad.shape[axis + 2 : -1].numel()
     depth, width = weight.shape
     _call(

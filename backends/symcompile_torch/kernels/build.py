@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
+import shlex
 import subprocess
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 __all__ = ["build", "library"]
 
 FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "kernels.cpp"
 FLAGS = ("-O3", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fopenmp", "-fPIC", "-shared")
-X86 = {"AVX512": ("-march=x86-64-v4",), "AVX2": ("-march=x86-64-v3",)}
+X86 = {
+    "AVX512": ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"),
+    "AVX2": ("-mavx2", "-mfma"),
+}
 """Flags by what `torch.backends.cpu.get_cpu_capability` says of a processor."""
 
 
@@ -36,27 +41,29 @@ def build(folder: Path = FOLDER) -> list[Path]:
     The compiler is the one that the environment variable CXX names, else `c++`; with
     SYMCOMPILE_KERNELS=0 none is made.
     """
-    compiler = shutil.which(os.environ.get("CXX") or "c++")
-    if compiler is None or os.environ.get("SYMCOMPILE_KERNELS") == "0" or os.name != "posix":
-        return []
+    wanted = os.environ.get("SYMCOMPILE_KERNELS") != "0" and os.name == "posix"
     kinds = X86 if platform.machine() in ("x86_64", "AMD64") else {"DEFAULT": ()}
-    for old in folder.glob("kernels-*.so"):
-        if old not in {library(kind, folder) for kind in kinds}:
-            old.unlink(missing_ok=True)
-    return [
-        made for kind, flags in kinds.items() if (made := _compile(compiler, kind, flags, folder))
-    ]
+    keep = {library(kind, folder) for kind in kinds if wanted}
+    for old in set(folder.glob("kernels-*.so")) - keep:
+        with suppress(OSError):
+            old.unlink()
+    if not wanted:
+        return []
+    made = [_compile(kind, flags, folder) for kind, flags in kinds.items()]
+    return [path for path in made if path]
 
 
-def _compile(compiler: str, kind: str, flags: tuple[str, ...], folder: Path) -> Path | None:
+def _compile(kind: str, flags: tuple[str, ...], folder: Path) -> Path | None:
     target = library(kind, folder)
-    half = target.with_suffix(f".{os.getpid()}")  # never a library half written
-    command = [compiler, *FLAGS, *flags, str(SOURCE), "-o", str(half)]
     try:
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
-        half.replace(target)
-    except (OSError, subprocess.SubprocessError):
-        half.unlink(missing_ok=True)
+        compiler = shlex.split(os.environ.get("CXX") or "c++")
+        # Moved into place when it is whole.
+        with TemporaryDirectory(dir=folder, prefix="kernels-", suffix=".so") as place:
+            made = Path(place) / target.name
+            command = [*compiler, *FLAGS, *flags, str(SOURCE), "-o", str(made)]
+            subprocess.run(command, check=True, capture_output=True, timeout=300)
+            made.replace(target)
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return target
 

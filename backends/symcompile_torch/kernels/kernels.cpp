@@ -3,8 +3,9 @@
    term and every mean.
 
    Arrays have any number of axes of rows and a last one of channels, which lie side by side. Steps
-   count floats, not bytes, and are 0 along axes an array is broadcast over. Every function returns 0,
-   or 1 if it ran out of memory; all integers are of 64 bits. C++17, the vectors of GCC and Clang, and OpenMP. */
+   count floats, not bytes, and are 0 along axes an array is broadcast over. Every function returns
+   0, or 1 if it ran out of memory; all integers are of 64 bits. C++17, the vectors of GCC and
+   Clang, and OpenMP. */
 
 #include <cstdint>
 #include <cstdlib>
@@ -216,7 +217,7 @@ static float *pack(Sum &s, const float *const *weight) {
   float *const packed = zeros<float>(deep * s.padded), *to = packed;
   for (int i = 0; packed && i < s.products; i++) {
     s.weight[i] = to;
-    for (i64 k = 0; k < s.depth[i]; k++, to += s.padded)
+    for (i64 k = 0; s.width && k < s.depth[i]; k++, to += s.padded)
       memcpy(to, weight[i] + k * s.width, (size_t)s.width * sizeof(float));
   }
   return packed;
@@ -231,8 +232,8 @@ static Sum sum_into(float *y, i64 width, bool streams) {
 
 /* y = the sum of x[i] @ weight[i] over products and of all terms.
 
-   y is [*shape, width], contiguous; weight[i] is [depth[i], width], contiguous; x_step holds
-   `axes` steps for each product, term_step for each term. streams: y is too large for the caches. */
+   y is [*shape, width], contiguous; weight[i] is [depth[i], width], contiguous; x_step holds `axes`
+   steps for each product, term_step for each term. streams: y is too large for the caches. */
 extern "C" int symcompile_sum(i64 axes, const i64 *shape, i64 width, i64 products,
                               const float *const *x, const i64 *x_step, const i64 *depth,
                               const float *const *weight, i64 terms, const float *const *term,
@@ -302,8 +303,8 @@ static void sum_both(const float *x, i64 rows, i64 count, i64 width, float *over
   }
 }
 
-/* How many rows a thread sums in order: no more than PART, and so many that every thread has several
-   parts. A multiple of four. */
+/* How many rows a thread sums in order: no more than PART, and so few that every thread has
+   several parts. A multiple of four. */
 static i64 part_of_rows(i64 batch, i64 rows, i64 threads) {
   const i64 parts = parts_of(4 * threads, batch > 0 ? batch : 1);
   return least(parts_of(rows > 0 ? rows : 1, 4 * parts) * 4, PART);
@@ -312,7 +313,7 @@ static i64 part_of_rows(i64 batch, i64 rows, i64 threads) {
 /* to[b] = scale times the sum of all parts of partial[b, parts, size]. */
 static void add_parts(const float *partial, i64 batch, i64 parts, i64 size, float scale, float *to,
                       i64 threads) {
-#pragma omp parallel for num_threads((int)threads) schedule(static)
+#pragma omp parallel for collapse(2) num_threads((int)threads) schedule(static)
   for (i64 b = 0; b < batch; b++)
     for (i64 k = 0; k < size; k++) {
       double sum = 0;
@@ -321,8 +322,8 @@ static void add_parts(const float *partial, i64 batch, i64 parts, i64 size, floa
     }
 }
 
-/* Of x, [batch, rows, count, width], the sums over rows, times row_scale: [batch, count, width], and
-   over count, times count_scale: [batch, rows, width]; all contiguous. */
+/* Of x, [batch, rows, count, width], the sums over rows, times row_scale: [batch, count, width],
+   and over count, times count_scale: [batch, rows, width]; all contiguous. */
 extern "C" int symcompile_sums(const float *x, i64 batch, i64 rows, i64 count, i64 width,
                                float *over_rows, float row_scale, float *over_count,
                                float count_scale, i64 threads) {
@@ -343,7 +344,7 @@ extern "C" int symcompile_sums(const float *x, i64 batch, i64 rows, i64 count, i
 
 /* -- outer products -------------------------------------------------------------------------- */
 
-/* K rows and J vectors of `total` += the sum over `rows` of x^T g; `left` channels of g are there. */
+/* K rows and J vectors of `total` += the sum over `rows` of x^T g, which has `left` channels. */
 template <int K, int J, bool whole>
 static void outer_tile(const float *x, i64 x_step, const float *g, i64 g_step, i64 rows, i64 left,
                        double *total, i64 padded) {
