@@ -324,6 +324,14 @@ def test_compiled_the_kernels_serve_too(monkeypatch) -> None:  # type: ignore[no
         assert (a - b).abs().max() <= 1e-5 * max(b.abs().max(), 1.0)
 
 
+@pytest.mark.parametrize(("channels", "used"), [(4, 0), (12, 0), (16, 1), (20, 1)])
+def test_channels_that_leave_vectors_empty_are_left_to_pytorch(channels, used, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    called = counted(monkeypatch)
+    layer = sc.compile({"w": (0, 1)}, in_channels=channels, out_channels=channels)
+    layer({"w": torch.randn(4, 128, 128, channels)})
+    assert called.count("symcompile_sum") == called.count("symcompile_sums") == used
+
+
 @pytest.mark.parametrize("name", ["mlp", "graph"])
 def test_checkpoints_and_many_gradients_at_once(name: str) -> None:
     layer, inputs = a_layer(name)

@@ -227,7 +227,8 @@ def _places(layer):
 TWO_MEANS = '''\
 def _two_means(x, dim, counts, dtype=None):
     """The means over one axis and over the one after it, of `counts` entries."""
-    if dtype in (None, x.dtype) and x.is_contiguous() and _has_kernels(x, x.numel()):
+    fits = _has_kernels(x, x.numel()) and dtype in (None, x.dtype) and x.is_contiguous()
+    if fits and _fill_vectors(x.shape[dim + 2 :].numel()):
         return torch.ops.symcompile.sums(x, x.dim() + dim, True)
     return tuple(_mean(x, dim + k, count, dtype) for k, count in enumerate(counts))
 
@@ -469,6 +470,7 @@ def _fits(products, terms):
     return (
         max(count, len(terms), x.dim()) <= 8
         and max(deep, 2 * weight.shape[1]) <= 512
+        and all(_fill_vectors(value.shape[-1]) for value in values)
         and _has_kernels(x, entries)
         and all(value.dtype is torch.float32 for value in (*values, *terms))
     )
@@ -498,11 +500,16 @@ _KERNELS = hasattr(torch.ops.symcompile, "linear_sum")
 
 def _has_kernels(x, entries):
     """Whether an operator on CPU takes `x`, which makes so many entries."""
-    if not _KERNELS or entries < 2**17 or x.dtype is not torch.float32 or x.device.type != "cpu":
+    if not _KERNELS or x.dtype is not torch.float32 or x.device.type != "cpu":
         return False
-    # An exported program runs without them; they have no derivative forward.
+    # An exported program serves any size, and runs without them; they have no derivative forward.
     forward = getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
-    return not (_exporting() or forward or _in_transform())
+    return not (_exporting() or forward or _in_transform()) and entries >= 2**17
+
+
+def _fill_vectors(channels):
+    """Whether the vectors of a processor are well filled: if not, PyTorch is as fast or faster."""
+    return channels % 8 == 0 or channels > 16
 
 
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
