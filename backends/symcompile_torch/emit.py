@@ -186,10 +186,9 @@ class _Torch:
         args = []
         for product in products:
             axes = f", {product.axes}" if product.axes else ""
-            parts = (
-                product.parts[0] if len(product.parts) == 1 else wrapped(product.parts, width=40)
-            )
-            args.append(f"({parts}, {product.weight}{axes})")
+            first, *others = product.parts
+            x = wrapped(product.parts, width=40) if others else first
+            args.append(f"({x}, {product.weight}{axes})")
         for name, values in ("terms", terms), ("anchors", anchors):
             if values:
                 args.append(f"{name}={wrapped(values, width=50)}")

@@ -186,13 +186,13 @@ def _linear_sum_back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     to_x, to_weights, _, _, to_terms = ctx.needs_input_grad
     ops, grad = torch.ops.symcompile, grad.contiguous()
     pair = _pair(grad, ctx.terms, to_terms)
-    if len(weights) == 1 and to_x[0] and to_weights[0] and pair and not torch.is_grad_enabled():
-        # Not to be differentiated again, and of the usual form: read everything once.
+    usual = ctx.orders == [list(range(grad.dim() - 1))] and to_x[0] and to_weights[0]
+    if usual and pair and not torch.is_grad_enabled():
+        # One product, its axes as they are, not to be differentiated again: read everything once.
         axis, first, second = pair
-        if ctx.orders[0] == list(range(grad.dim() - 1)):
-            found = ops.back(grad, x[0], weights[0], axis)
-            made = {first: found[2], second: found[3]}
-            return [found[0]], [found[1]], None, None, _of_terms(grad, ctx.terms, to_terms, made)
+        found = ops.back(grad, x[0], weights[0], axis)
+        made = {first: found[2], second: found[3]}
+        return [found[0]], [found[1]], None, None, _of_terms(grad, ctx.terms, to_terms, made)
     of_x: list[Tensor | None] = [None] * len(x)
     for place, needed in enumerate(to_x):
         read = [i for i, source in enumerate(ctx.sources) if source == place]
