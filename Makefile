@@ -44,7 +44,7 @@ clean: ## remove the environment, builds and caches
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment whose pip does not answer is the rest of a broken-off run: it is made anew.
-$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard backends/symcompile_torch/kernels/*.cpp) backends/symcompile_torch/kernels/build.py
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard backends/symcompile_kernels/*.[ch]pp) backends/symcompile_kernels/build.py
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  python="$(PYTHON)"; \
 	  if [ -z "$$python" ]; then \

@@ -18,7 +18,7 @@ class KernelsHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
             return
-        folder = Path(self.root) / "backends" / "symcompile_torch" / "kernels"
+        folder = Path(self.root) / "backends" / "symcompile_kernels"
         made = runpy.run_path(str(folder / "build.py"))["build"]()
         if made:
             build_data["pure_python"] = False

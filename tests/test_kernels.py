@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import symcompile as sc
+from symcompile_kernels import build as building
 from symcompile_torch.kernels import AVAILABLE
-from symcompile_torch.kernels import build as building
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the kernels were not compiled here")
 
@@ -438,7 +438,7 @@ def test_compilers_with_options_are_run_and_what_is_not_wanted_goes(tmp_path, mo
 
 
 def test_libraries_of_other_sources_go(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    old = tmp_path / "kernels-avx2-000000000000.so"
+    old = tmp_path / "openmp-avx2-000000000000.so"
     old.touch()
     made = building.build(tmp_path)
     assert made

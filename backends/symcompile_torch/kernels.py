@@ -6,8 +6,8 @@ PyTorch takes an op, and a pass over memory, for every product, every term and e
 arrays of few channels take as long as it takes to read and write them.
 
 The one thing to know: generated modules use the operators if they are there when the module is
-imported, and PyTorch's own ops if not. Importing this package makes them, where `kernels.cpp` was
-compiled for this processor when symcompile was installed (`AVAILABLE`).
+imported, and PyTorch's own ops if not. Importing this package makes them, where the
+kernels were compiled for this processor when symcompile was installed (`AVAILABLE`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symcompile_torch.kernels.build import library
+from symcompile_kernels.build import library
 
 __all__ = ["AVAILABLE"]
 
 _MOST = 8
-"""Products, terms and axes of a sum that `kernels.cpp` has room for."""
+"""Products, terms and axes of a sum that `kernels.hpp` has room for."""
 
 _STREAMED = 2**23
 """Bytes of a result from which it is written past the caches."""
@@ -53,7 +53,7 @@ AVAILABLE = bool(_FOUND)
 
 
 def _call(name: str, width: int, *args: Any) -> None:
-    """Call a function of `kernels.cpp`, by the narrowest vectors that hold `width` channels."""
+    """Call a function of `openmp.cpp`, by the narrowest vectors that hold `width` channels."""
     found = getattr(_FOUND[-1 if width <= 8 else 0], name)
     if found(*map(_plain, args), ctypes.c_int64(torch.get_num_threads())):
         raise MemoryError(f"{name}: no memory for partial sums")

@@ -1,8 +1,8 @@
-"""Compiles `kernels.cpp`, where there is a C++ compiler.
+"""Compiles the CPU kernels, where there is a C++ compiler.
 
 In: the folder it is in. Out: libraries beside it, one for each kind of processor that may load
 them. The build backend runs this when the package is installed; by hand, `python -m
-symcompile_torch.kernels.build`. It uses the standard library only, and fails by making nothing: the
+symcompile_kernels.build`. It uses the standard library only, and fails by making nothing: the
 layers then run on PyTorch's own ops.
 """
 
@@ -20,7 +20,8 @@ from tempfile import TemporaryDirectory
 __all__ = ["build", "library"]
 
 FOLDER = Path(__file__).parent
-SOURCE = FOLDER / "kernels.cpp"
+SOURCE = FOLDER / "openmp.cpp"
+HEADER = FOLDER / "kernels.hpp"
 FLAGS = ("-O3", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fopenmp", "-fPIC", "-shared")
 X86 = {
     "AVX512": ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"),
@@ -31,8 +32,8 @@ X86 = {
 
 def library(kind: str, folder: Path = FOLDER) -> Path:
     """The library for a kind of processor; its name changes with the source and the flags."""
-    made_of = SOURCE.read_bytes() + repr((FLAGS, X86)).encode()
-    return folder / f"kernels-{kind.lower()}-{sha256(made_of).hexdigest()[:12]}.so"
+    made_of = SOURCE.read_bytes() + HEADER.read_bytes() + repr((FLAGS, X86)).encode()
+    return folder / f"{SOURCE.stem}-{kind.lower()}-{sha256(made_of).hexdigest()[:12]}.so"
 
 
 def build(folder: Path = FOLDER) -> list[Path]:
@@ -44,7 +45,7 @@ def build(folder: Path = FOLDER) -> list[Path]:
     wanted = os.environ.get("SYMCOMPILE_KERNELS") != "0" and os.name == "posix"
     kinds = X86 if platform.machine() in ("x86_64", "AMD64") else {"DEFAULT": ()}
     keep = {library(kind, folder) for kind in kinds if wanted}
-    for old in set(folder.glob("kernels-*.so")) - keep:
+    for old in set(folder.glob("*.so")) - keep:
         with suppress(OSError):
             old.unlink()
     if not wanted:

@@ -4,13 +4,18 @@
 
    Arrays have any number of axes of rows and a last one of channels, which lie side by side. Steps
    count floats, not bytes, and are 0 along axes an array is broadcast over. Every function returns
-   0, or 1 if it ran out of memory; all integers are of 64 bits. C++17, the vectors of GCC and
-   Clang, and OpenMP. */
+   0, or 1 if it ran out of memory; all integers are of 64 bits. C++17, and the vectors of GCC and
+   Clang.
+
+   Threads are those of who includes this: a Pool has `threads`, their number, and
+   `run(count, work)`, which calls work(item, thread) once for every item from 0 to count - 1, on
+   threads 0 to threads - 1. Items are much alike. */
+
+#pragma once
 
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <omp.h>
 #include <type_traits>
 #include <utility>
 
@@ -234,10 +239,11 @@ static Sum sum_into(float *y, i64 width, bool streams) {
 
    y is [*shape, width], contiguous; weight[i] is [depth[i], width], contiguous; x_step holds `axes`
    steps for each product, term_step for each term. streams: y is too large for the caches. */
-extern "C" int symcompile_sum(i64 axes, const i64 *shape, i64 width, i64 products,
-                              const float *const *x, const i64 *x_step, const i64 *depth,
-                              const float *const *weight, i64 terms, const float *const *term,
-                              const i64 *term_step, float *y, i64 streams, i64 threads) {
+template <typename Pool>
+static int sum(const Pool &pool, i64 axes, const i64 *shape, i64 width, i64 products,
+               const float *const *x, const i64 *x_step, const i64 *depth,
+               const float *const *weight, i64 terms, const float *const *term,
+               const i64 *term_step, float *y, i64 streams) {
   Sum s = sum_into(y, width, streams);
   s.axes = axes, s.products = products, s.terms = terms;
   const size_t steps = (size_t)axes * sizeof(i64);
@@ -255,11 +261,10 @@ extern "C" int symcompile_sum(i64 axes, const i64 *shape, i64 width, i64 product
   i64 outer = 1;
   for (i64 axis = 0; axis < axes - 1; axis++) outer *= shape[axis];
   const i64 length = shape[axes - 1], parts = parts_of(length, PART);
-#pragma omp parallel for num_threads((int)threads) schedule(static)
-  for (i64 item = 0; item < outer * parts; item++) {
+  pool.run(outer * parts, [&](i64 item, i64) {
     const i64 from = item % parts * PART;
     sum_rows(s, item / parts, from, least(from + PART, length));
-  }
+  });
   free(packed);
   return 0;
 }
@@ -311,33 +316,35 @@ static i64 part_of_rows(i64 batch, i64 rows, i64 threads) {
 }
 
 /* to[b] = scale times the sum of all parts of partial[b, parts, size]. */
-static void add_parts(const float *partial, i64 batch, i64 parts, i64 size, float scale, float *to,
-                      i64 threads) {
-#pragma omp parallel for collapse(2) num_threads((int)threads) schedule(static)
-  for (i64 b = 0; b < batch; b++)
-    for (i64 k = 0; k < size; k++) {
+template <typename Pool>
+static void add_parts(const Pool &pool, const float *partial, i64 batch, i64 parts, i64 size,
+                      float scale, float *to) {
+  const i64 pieces = parts_of(size, PART);
+  pool.run(batch * pieces, [&](i64 item, i64) {
+    const i64 b = item / pieces, from = item % pieces * PART;
+    for (i64 k = from; k < least(from + PART, size); k++) {
       double sum = 0;
       for (i64 p = 0; p < parts; p++) sum += partial[(b * parts + p) * size + k];
       to[b * size + k] = (float)(sum * scale);
     }
+  });
 }
 
 /* Of x, [batch, rows, count, width], the sums over rows, times row_scale: [batch, count, width],
    and over count, times count_scale: [batch, rows, width]; all contiguous. */
-extern "C" int symcompile_sums(const float *x, i64 batch, i64 rows, i64 count, i64 width,
-                               float *over_rows, float row_scale, float *over_count,
-                               float count_scale, i64 threads) {
-  const i64 size = count * width, part = part_of_rows(batch, rows, threads);
+template <typename Pool>
+static int sums(const Pool &pool, const float *x, i64 batch, i64 rows, i64 count, i64 width,
+                float *over_rows, float row_scale, float *over_count, float count_scale) {
+  const i64 size = count * width, part = part_of_rows(batch, rows, pool.threads);
   const i64 parts = parts_of(rows, part);
   float *const partial = zeros<float>(batch * parts * size);
   if (!partial) return 1;
-#pragma omp parallel for num_threads((int)threads) schedule(static)
-  for (i64 item = 0; item < batch * parts; item++) {
+  pool.run(batch * parts, [&](i64 item, i64) {
     const i64 from = item % parts * part, row = item / parts * rows + from;
     sum_both(x + row * size, least(part, rows - from), count, width, partial + item * size,
              over_count + row * width, count_scale);
-  }
-  add_parts(partial, batch, parts, size, row_scale, over_rows, threads);
+  });
+  add_parts(pool, partial, batch, parts, size, row_scale, over_rows);
   free(partial);
   return 0;
 }
@@ -404,34 +411,29 @@ static void add_threads(const double *partial, i64 threads, i64 depth, i64 width
 }
 
 /* weight = the sum over all rows of x^T g, [depth, width]; x and g have `axes` axes of rows. */
-extern "C" int symcompile_outer(i64 axes, const i64 *shape, const float *x, const i64 *x_step,
-                                i64 depth, const float *g, const i64 *g_step, i64 width,
-                                float *weight, i64 threads) {
+template <typename Pool>
+static int outer(const Pool &pool, i64 axes, const i64 *shape, const float *x, const i64 *x_step,
+                 i64 depth, const float *g, const i64 *g_step, i64 width, float *weight) {
   const i64 last = axes - 1;
   const i64 padded = padded_to_tiles(width);
   const i64 length = shape[last], parts = parts_of(length, PART);
-  i64 outer = 1;
-  for (i64 axis = 0; axis < last; axis++) outer *= shape[axis];
-  double *const partial = zeros<double>(threads * depth * padded);
+  i64 places = 1;
+  for (i64 axis = 0; axis < last; axis++) places *= shape[axis];
+  double *const partial = zeros<double>(pool.threads * depth * padded);
   if (!partial) return 1;
-#pragma omp parallel num_threads((int)threads)
-  {
-    double *const mine = partial + omp_get_thread_num() * depth * padded;
-#pragma omp for schedule(static)
-    for (i64 item = 0; item < outer * parts; item++) {
-      const i64 from = item % parts * PART;
-      const float *at_x = x + from * x_step[last], *at_g = g + from * g_step[last];
-      i64 rest = item / parts;
-      for (i64 axis = last - 1; axis >= 0; axis--) {
-        at_x += rest % shape[axis] * x_step[axis];
-        at_g += rest % shape[axis] * g_step[axis];
-        rest /= shape[axis];
-      }
-      outer_rows(at_x, x_step[last], depth, at_g, g_step[last], width, least(PART, length - from),
-                 mine, padded);
+  pool.run(places * parts, [&](i64 item, i64 thread) {
+    const i64 from = item % parts * PART;
+    const float *at_x = x + from * x_step[last], *at_g = g + from * g_step[last];
+    i64 rest = item / parts;
+    for (i64 axis = last - 1; axis >= 0; axis--) {
+      at_x += rest % shape[axis] * x_step[axis];
+      at_g += rest % shape[axis] * g_step[axis];
+      rest /= shape[axis];
     }
-  }
-  add_threads(partial, threads, depth, width, padded, weight);
+    outer_rows(at_x, x_step[last], depth, at_g, g_step[last], width, least(PART, length - from),
+               partial + thread * depth * padded, padded);
+  });
+  add_threads(partial, pool.threads, depth, width, padded, weight);
   free(partial);
   return 0;
 }
@@ -442,40 +444,35 @@ extern "C" int symcompile_outer(i64 axes, const i64 *shape, const float *x, cons
    first was repeated over rows and second over count: to_x = g @ transposed, the sum over all rows
    of x^T g in to_weight, [depth, width], and the sums of g over rows and over count. x and to_x are
    [batch, rows, count, inner, depth], transposed is [width, depth]; all contiguous. */
-extern "C" int symcompile_back(const float *g, const float *x, i64 batch, i64 rows, i64 count,
-                               i64 inner, i64 width, i64 depth, const float *transposed,
-                               float *to_x, float *to_weight, float *over_rows, float *over_count,
-                               i64 streams, i64 threads) {
+template <typename Pool>
+static int back(const Pool &pool, const float *g, const float *x, i64 batch, i64 rows, i64 count,
+                i64 inner, i64 width, i64 depth, const float *transposed, float *to_x,
+                float *to_weight, float *over_rows, float *over_count, i64 streams) {
   Sum s = sum_into(to_x, depth, streams);
   s.axes = 1, s.products = 1;
   s.shape[0] = batch * rows * count * inner;
   s.x[0] = g, s.x_step[0][0] = s.depth[0] = width;
   const i64 padded = padded_to_tiles(width), size = count * inner * width;
-  const i64 part = part_of_rows(batch, rows, threads), parts = parts_of(rows, part);
+  const i64 part = part_of_rows(batch, rows, pool.threads), parts = parts_of(rows, part);
   float *const packed = pack(s, &transposed);
   float *const partial = zeros<float>(batch * parts * size);
-  double *const outer = zeros<double>(threads * depth * padded);
+  double *const outer = zeros<double>(pool.threads * depth * padded);
   const bool enough = packed && partial && outer;
   if (enough) {
-#pragma omp parallel num_threads((int)threads)
-    {
-      double *const mine = outer + omp_get_thread_num() * depth * padded;
-#pragma omp for schedule(static)
-      for (i64 item = 0; item < batch * parts; item++) {
-        const i64 start = item % parts * part, end = least(start + part, rows);
-        for (i64 from = start; from < end; from += 4) { // few enough to stay in the cache
-          const i64 row = item / parts * rows + from, some = least(4, end - from);
-          const i64 first = row * count * inner, lines = some * count * inner;
-          sum_both(g + first * width, some, count, inner * width, partial + item * size,
-                   over_count + row * inner * width, 1.0f);
-          outer_rows(x + first * depth, depth, depth, g + first * width, width, width, lines, mine,
-                     padded);
-          sum_rows(s, 0, first, first + lines);
-        }
+    pool.run(batch * parts, [&](i64 item, i64 thread) {
+      const i64 start = item % parts * part, end = least(start + part, rows);
+      for (i64 from = start; from < end; from += 4) { // few enough to stay in the cache
+        const i64 row = item / parts * rows + from, some = least(4, end - from);
+        const i64 first = row * count * inner, lines = some * count * inner;
+        sum_both(g + first * width, some, count, inner * width, partial + item * size,
+                 over_count + row * inner * width, 1.0f);
+        outer_rows(x + first * depth, depth, depth, g + first * width, width, width, lines,
+                   outer + thread * depth * padded, padded);
+        sum_rows(s, 0, first, first + lines);
       }
-    }
-    add_parts(partial, batch, parts, size, 1.0f, over_rows, threads);
-    add_threads(outer, threads, depth, width, padded, to_weight);
+    });
+    add_parts(pool, partial, batch, parts, size, 1.0f, over_rows);
+    add_threads(outer, pool.threads, depth, width, padded, to_weight);
   }
   free(packed), free(partial), free(outer);
   return !enough;

@@ -1,0 +1,1 @@
+"""CPU kernels in C++ that the backends share, and what compiles them."""

@@ -1,0 +1,43 @@
+/* The kernels on OpenMP's threads, as C functions: PyTorch calls them through ctypes. */
+
+#include "kernels.hpp"
+#include <omp.h>
+
+struct OpenMP {
+  i64 threads;
+
+  template <typename Work>
+  void run(i64 count, Work work) const {
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+    for (i64 item = 0; item < count; item++) work(item, (i64)omp_get_thread_num());
+  }
+};
+
+extern "C" int symcompile_sum(i64 axes, const i64 *shape, i64 width, i64 products,
+                              const float *const *x, const i64 *x_step, const i64 *depth,
+                              const float *const *weight, i64 terms, const float *const *term,
+                              const i64 *term_step, float *y, i64 streams, i64 threads) {
+  return sum(OpenMP{threads}, axes, shape, width, products, x, x_step, depth, weight, terms, term,
+             term_step, y, streams);
+}
+
+extern "C" int symcompile_sums(const float *x, i64 batch, i64 rows, i64 count, i64 width,
+                               float *over_rows, float row_scale, float *over_count,
+                               float count_scale, i64 threads) {
+  return sums(OpenMP{threads}, x, batch, rows, count, width, over_rows, row_scale, over_count,
+              count_scale);
+}
+
+extern "C" int symcompile_outer(i64 axes, const i64 *shape, const float *x, const i64 *x_step,
+                                i64 depth, const float *g, const i64 *g_step, i64 width,
+                                float *weight, i64 threads) {
+  return outer(OpenMP{threads}, axes, shape, x, x_step, depth, g, g_step, width, weight);
+}
+
+extern "C" int symcompile_back(const float *g, const float *x, i64 batch, i64 rows, i64 count,
+                               i64 inner, i64 width, i64 depth, const float *transposed,
+                               float *to_x, float *to_weight, float *over_rows, float *over_count,
+                               i64 streams, i64 threads) {
+  return back(OpenMP{threads}, g, x, batch, rows, count, inner, width, depth, transposed, to_x,
+              to_weight, over_rows, over_count, streams);
+}
