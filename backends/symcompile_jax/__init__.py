@@ -15,10 +15,11 @@ from symcompile.codegen import Compiled
 from symcompile.spec import flatten_like, unflatten
 from symcompile_jax.calibrate import calibrate
 from symcompile_jax.emit import emit
+from symcompile_jax.kernels import AVAILABLE as HAS_KERNELS
 from symcompile_jax.layer import JaxLayer, build
 from symcompile_jax.width import require_width
 
-__all__ = ["BACKEND", "JaxLayer", "emit"]
+__all__ = ["BACKEND", "HAS_KERNELS", "JaxLayer", "emit"]
 
 
 @partial(jax.jit, static_argnums=0)

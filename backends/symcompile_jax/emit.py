@@ -8,8 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from symcompile.codegen import Compiled, Embedding, Product, write_parts
-from symcompile.codegen.layout import one_move, wrapped
-from symcompile.codegen.template import block, header, reading, scales_table, tensors_table
+from symcompile.codegen.layout import wrapped
+from symcompile.codegen.template import (
+    block,
+    header,
+    linear_sum,
+    reading,
+    scales_table,
+    tensors_table,
+)
 from symcompile.ir import Block
 
 __all__ = ["emit"]
@@ -17,10 +24,10 @@ __all__ = ["emit"]
 _TEMPLATE = '''\
 {header}
 
-import jax
+{imports}import jax
 import jax.numpy as jnp
 
-# The tensors read: (path, number of axes besides batch and channels).
+{kernels}# The tensors read: (path, number of axes besides batch and channels).
 TENSORS = {tensors}
 
 # Shapes of the weights.
@@ -121,6 +128,48 @@ def _common_dtype(leaves, weights):
     return dtype
 '''
 
+_KERNELS = '''\
+# The kernels of symcompile: used where they were imported before.
+_KERNELS = sys.modules.get("symcompile_jax.kernels")
+
+'''
+
+_LINEAR_SUM = '''
+
+def _linear_sum(*products, terms=()):
+    """The sum of products and terms, in one go where symcompile's kernels are at hand.
+
+    A product is (x, weight) or (x, weight, axes): index axis k of what is added is its axis
+    `axes[k]`; a tuple x stands for its parts side by side. Terms are broadcast to the first
+    product.
+    """
+    products = [(x if type(x) is tuple else (x,), *other) for x, *other in products]
+    if _KERNELS is not None and _KERNELS.fits(products, terms):
+        return _KERNELS.linear_sum(products, terms)
+    (parts, weight), *others = products
+    total = _joined(parts) @ weight
+    for parts, weight, axes in others:
+        product = _joined(parts) @ weight
+        batch = product.ndim - len(axes) - 1
+        total += product.transpose(*range(batch), *(batch + axis for axis in axes), -1)
+    for term in terms:
+        total += term
+    return total
+
+
+def _joined(parts):
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+'''
+
+_TWO_MEANS = '''
+
+def _two_means(x, axis, dtype=None):
+    """The means over one axis and over the one after it."""
+    if _KERNELS is not None and dtype in (None, x.dtype) and _KERNELS.two_means_fit(x, axis):
+        return _KERNELS.two_means(x, axis)
+    return x.mean(axis=axis, dtype=dtype), x.mean(axis=axis + 1, dtype=dtype)
+'''
+
 _ON_DIAGONAL = '''
 
 def _equal(order, *groups):
@@ -159,6 +208,7 @@ _TAKEN = {
     "jnp",
     "leaves",
     "params",
+    "sys",
     "weights",
     "x",
 }
@@ -174,9 +224,15 @@ def emit(compiled: Compiled) -> str:
         weights.append(f"{filled.name} = _filled{wrapped(blocks, width=40)}")
     if parts.reduces:
         weights.append("wide = jnp.promote_types(dtype, jnp.float32)  # reductions")
+    sums, pairs = (
+        any(f"{helper}(" in line for line in parts.compute)
+        for helper in ("_linear_sum", "_two_means")
+    )
     listing = "".join(f"    {name!r}: {shape!r},\n" for name, shape in shapes)
     source = _TEMPLATE.format(
         header=header(compiled, "JAX"),
+        imports="import sys\n\n" if sums or pairs else "",
+        kernels=_KERNELS if sums or pairs else "",
         tensors=tensors_table(parts.tensors),
         shapes=f"{{\n{listing}}}",
         scales=scales_table(compiled),
@@ -190,6 +246,7 @@ def emit(compiled: Compiled) -> str:
             "array", "an array", 'hasattr({}, "shape") and hasattr({}, "dtype")', "jnp.asarray({})"
         ),
     )
+    source += (_LINEAR_SUM if sums else "") + (_TWO_MEANS if pairs else "")
     source += _ON_DIAGONAL if "_equal(" in source else ""
     return source + (_FILLED if compiled.program.filled else "")
 
@@ -217,7 +274,7 @@ class _Jax:
     def product(self, value: str, weight: str, *, large: bool) -> str:
         return f"{value} @ {weight}"
 
-    takes_parts = False
+    takes_parts = True
 
     def linear_sum(
         self,
@@ -226,19 +283,10 @@ class _Jax:
         terms: Sequence[str],
         anchors: Sequence[str],
     ) -> list[str]:
-        base, *others = products
-        lines = [f"{target} = {base.parts[0]} @ {base.weight}"]
-        for product in others:
-            text = f"({product.parts[0]} @ {product.weight})"
-            places = [axis - len(product.axes) - 1 for axis in range(len(product.axes))]
-            moved = [places[axis] for axis in product.axes]
-            if moved != places:
-                text = self.move_axes(text, *one_move(moved, places))
-            lines.append(f"{target} += {text}")
-        return [*lines, *(f"{target} += {term}" for term in terms)]
+        return linear_sum(target, products, terms=terms)
 
     def two_means(self, value: str, axis: int, counts: Sequence[str], *, widen: bool) -> str | None:
-        return None  # XLA decides
+        return f"_two_means({value}, {axis}{', dtype=wide' if widen else ''})"
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         over = str(axes[0]) if len(axes) == 1 else str(tuple(axes))

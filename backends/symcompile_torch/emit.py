@@ -12,7 +12,14 @@ from dataclasses import astuple
 from symcompile.codegen import Batching, Compiled, Embedding, Product, write_parts
 from symcompile.codegen.layout import wrapped
 from symcompile.codegen.stacks import poured_of, stacks_of
-from symcompile.codegen.template import block, header, reading, scales_table, tensors_table
+from symcompile.codegen.template import (
+    block,
+    header,
+    linear_sum,
+    reading,
+    scales_table,
+    tensors_table,
+)
 from symcompile.ir import Filled
 from symcompile_torch.text import (
     FILL,
@@ -183,17 +190,7 @@ class _Torch:
         terms: Sequence[str],
         anchors: Sequence[str],
     ) -> list[str]:
-        args = []
-        for product in products:
-            axes = f", {product.axes}" if product.axes else ""
-            first, *others = product.parts
-            x = wrapped(product.parts, width=40) if others else first
-            args.append(f"({x}, {product.weight}{axes})")
-        for name, values in ("terms", terms), ("anchors", anchors):
-            if values:
-                args.append(f"{name}={wrapped(values, width=50)}")
-        lines = textwrap.indent("".join(f"{arg},\n" for arg in args), " " * 4)
-        return [f"{target} = _linear_sum(\n{lines})"]
+        return linear_sum(target, products, terms=terms, anchors=anchors)
 
     def two_means(self, value: str, axis: int, counts: Sequence[str], *, widen: bool) -> str | None:
         dtype = ", dtype=wide" if widen else ""

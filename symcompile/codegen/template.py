@@ -7,14 +7,15 @@ initial scales. Text from a spec gets here through `repr`, `ascii` or a checked 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from symcompile.codegen.compiled import Compiled
+from symcompile.codegen.dialect import Product
 from symcompile.codegen.layout import wrapped
 from symcompile.ir.types import Tensor
 from symcompile.spec import PermSpec, format_axis, format_path
 
-__all__ = ["block", "header", "reading", "scales_table", "tensors_table"]
+__all__ = ["block", "header", "linear_sum", "reading", "scales_table", "tensors_table"]
 
 
 def header(compiled: Compiled, target: str) -> str:
@@ -61,6 +62,21 @@ def scales_table(compiled: Compiled) -> str:
 def block(lines: Iterable[str], indent: int) -> str:
     """Statements, indented; each may span lines."""
     return textwrap.indent("\n".join(lines), " " * indent)
+
+
+def linear_sum(target: str, products: Sequence[Product], **named: Sequence[str]) -> list[str]:
+    """The call of a helper that sums products, and named values such as terms."""
+    args = []
+    for product in products:
+        axes = f", {product.axes}" if product.axes else ""
+        first, *others = product.parts
+        x = wrapped(product.parts, width=40) if others else first
+        args.append(f"({x}, {product.weight}{axes})")
+    for name, values in named.items():
+        if values:
+            args.append(f"{name}={wrapped(values, width=50)}")
+    lines = textwrap.indent("".join(f"{arg},\n" for arg in args), " " * 4)
+    return [f"{target} = _linear_sum(\n{lines})"]
 
 
 def _listing(tensors: tuple[Tensor, ...]) -> list[str]:

@@ -1,0 +1,137 @@
+/* The kernels on XLA's own threads, as handlers of its foreign functions: JAX calls them through
+   jax.ffi. Arrays are contiguous; how the axes of each are read is said by its steps. */
+
+#include "kernels.hpp"
+#include "xla/ffi/api/ffi.h"
+#include <atomic>
+#include <memory>
+#include <thread>
+#include <vector>
+
+namespace ffi = xla::ffi;
+using Floats = ffi::Buffer<ffi::F32>;
+using Made = ffi::Result<Floats>;
+using Numbers = ffi::Span<const i64>;
+
+constexpr size_t STREAMED = 1 << 23; // bytes of a result from which it is written past the caches
+constexpr i64 CLAIMS = 16;           // how often a thread claims items, of many
+
+/* The caller works too, so that all is done even if no other thread ever has time. */
+struct Pool {
+  ffi::ThreadPool &pool;
+  i64 threads;
+
+  explicit Pool(ffi::ThreadPool &pool)
+      : pool(pool), threads(pool.num_threads() > 1 ? pool.num_threads() : 1) {}
+
+  struct Progress {
+    std::atomic<i64> claimed{0}, done{0};
+  };
+
+  template <typename Work>
+  void run(i64 count, const Work &work) const {
+    const i64 part = parts_of(count, CLAIMS * threads), parts = parts_of(count, part);
+    /* A task that begins after all parts are claimed finds nothing but this. */
+    const auto progress = std::make_shared<Progress>();
+    const auto take = [=, work = &work](i64 thread) {
+      for (i64 claimed; (claimed = progress->claimed++) < parts; progress->done++)
+        for (i64 item = claimed * part; item < least(claimed * part + part, count); item++)
+          (*work)(item, thread);
+    };
+    for (i64 thread = 1; thread < least(threads, parts); thread++)
+      pool.Schedule([=] { take(thread); });
+    take(0);
+    while (progress->done < parts) std::this_thread::yield();
+  }
+};
+
+static ffi::Error answer(int failed) {
+  if (!failed) return ffi::Error::Success();
+  return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for partial sums");
+}
+
+/* Arguments: what is multiplied, as many weights, then terms. */
+static ffi::Error linear_sum(ffi::ThreadPool threads, ffi::RemainingArgs args, Made y,
+                             Numbers shape, Numbers depth, Numbers x_step, Numbers term_step) {
+  std::vector<const float *> from;
+  for (size_t i = 0; i < args.size(); i++) {
+    const auto found = args.get<Floats>(i);
+    if (found.has_error()) return found.error();
+    from.push_back(found->typed_data());
+  }
+  if (y->element_count() == 0) return answer(0);
+  const i64 axes = (i64)shape.size(), products = (i64)depth.size();
+  const i64 terms = (i64)from.size() - 2 * products;
+  const float *const *const x = from.data();
+  return answer(sum(Pool(threads), axes, shape.begin(), y->dimensions().back(), products, x,
+                    x_step.begin(), depth.begin(), x + products, terms, x + 2 * products,
+                    term_step.begin(), y->typed_data(), y->size_bytes() >= STREAMED));
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(symcompile_linear_sum, linear_sum,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .Ret<Floats>()
+                                  .Attr<Numbers>("shape")
+                                  .Attr<Numbers>("depth")
+                                  .Attr<Numbers>("x_step")
+                                  .Attr<Numbers>("term_step"));
+
+/* shape: batch, rows, count, width. */
+static ffi::Error two_sums(ffi::ThreadPool threads, Floats x, Made over_rows, Made over_count,
+                           Numbers shape, float row_scale, float count_scale) {
+  return answer(sums(Pool(threads), x.typed_data(), shape[0], shape[1], shape[2], shape[3],
+                     over_rows->typed_data(), row_scale, over_count->typed_data(), count_scale));
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(symcompile_sums, two_sums,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<Numbers>("shape")
+                                  .Attr<float>("row_scale")
+                                  .Attr<float>("count_scale"));
+
+static ffi::Error outer_product(ffi::ThreadPool threads, Floats x, Floats g, Made weight,
+                                Numbers shape, Numbers x_step, Numbers g_step) {
+  const auto sides = weight->dimensions();
+  return answer(outer(Pool(threads), (i64)shape.size(), shape.begin(), x.typed_data(),
+                      x_step.begin(), sides[0], g.typed_data(), g_step.begin(), sides[1],
+                      weight->typed_data()));
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(symcompile_outer, outer_product,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<Numbers>("shape")
+                                  .Attr<Numbers>("x_step")
+                                  .Attr<Numbers>("g_step"));
+
+/* shape: batch, rows, count, inner. */
+static ffi::Error all_back(ffi::ThreadPool threads, Floats g, Floats x, Floats transposed,
+                           Made to_x, Made to_weight, Made over_rows, Made over_count,
+                           Numbers shape) {
+  const auto sides = to_weight->dimensions();
+  return answer(back(Pool(threads), g.typed_data(), x.typed_data(), shape[0], shape[1], shape[2],
+                     shape[3], sides[1], sides[0], transposed.typed_data(), to_x->typed_data(),
+                     to_weight->typed_data(), over_rows->typed_data(), over_count->typed_data(),
+                     to_x->size_bytes() >= STREAMED));
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(symcompile_back, all_back,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<Numbers>("shape"));
