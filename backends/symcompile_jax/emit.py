@@ -128,11 +128,11 @@ def _common_dtype(leaves, weights):
     return dtype
 '''
 
-_KERNELS = '''\
+_KERNELS = """\
 # The kernels of symcompile: used where they were imported before.
 _KERNELS = sys.modules.get("symcompile_jax.kernels")
 
-'''
+"""
 
 _LINEAR_SUM = '''
 

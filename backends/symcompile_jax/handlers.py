@@ -1,0 +1,152 @@
+"""The compiled kernels as functions of arrays, for programs that XLA compiles for one CPU device.
+
+In: arrays of float32, and how their axes are read. Out: what `xla.cpp` makes of them. Importing
+this file makes the kernels known to XLA where they were compiled for this processor (`AVAILABLE`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import ShapedArray
+
+from symcompile_kernels.build import X86, library, runs_here
+
+__all__ = ["AVAILABLE", "MOST", "all_gradients", "outer_product", "sum_of_products", "two_sums"]
+
+MOST = 8
+"""Products, terms and axes of a sum that `kernels.hpp` has room for."""
+
+
+def _register(kind: str) -> bool:
+    """Make the kernels for a kind of processor known to XLA, if they are there."""
+    if not runs_here(kind):
+        return False
+    try:
+        made = ctypes.CDLL(str(library(kind, host="xla")))
+        for name in ("linear_sum", "sums", "outer", "back"):
+            handler = jax.ffi.pycapsule(  # type: ignore[no-untyped-call]
+                getattr(made, f"symcompile_{name}")
+            )
+            jax.ffi.register_ffi_target(f"symcompile_{name}_{kind}", handler, platform="cpu")
+    except (OSError, RuntimeError):
+        return False
+    return True
+
+
+_FOUND = [kind for kind in (*X86, "DEFAULT") if _register(kind)]
+"""Kinds of processor that kernels are there for, that of the widest vectors first."""
+
+AVAILABLE = bool(_FOUND)
+"""Whether the kernels are there."""
+
+
+def _call(name: str, width: int, results: Any, *args: Array, **numbers: Any) -> Any:
+    """Call a handler of `xla.cpp`, by the narrowest vectors that hold `width` channels.
+
+    Args:
+        results: the shape of the result, or a list of shapes.
+    """
+    kind = _FOUND[-1 if width <= 8 else 0]
+    several = isinstance(results, list)
+    made = [ShapedArray(shape, jnp.float32) for shape in (results if several else [results])]
+    given = {
+        key: np.float32(value) if isinstance(value, float) else np.array(value, np.int64)
+        for key, value in numbers.items()
+    }
+    call = jax.ffi.ffi_call(f"symcompile_{name}_{kind}", made if several else made[0])
+    return call(*args, **given)
+
+
+def _steps(shape: Sequence[int]) -> list[int]:
+    """From one entry to the next along every axis but the channels'; 0 where there is one only."""
+    return [prod(shape[axis + 1 :]) if size > 1 else 0 for axis, size in enumerate(shape[:-1])]
+
+
+def sum_of_products(
+    x: Sequence[Array],
+    weights: Sequence[Array],
+    terms: Sequence[Array],
+    *,
+    sources: Sequence[int],
+    orders: Sequence[Sequence[int]],
+    shape: tuple[int, ...],
+) -> Array:
+    """The sum of products `x[sources[i]] @ weights[i]`, its axes in order i, and of terms, of shape
+    `shape`."""
+    *rows, width = shape
+    x_step, term_step = [], []
+    for source, order in zip(sources, orders, strict=True):
+        steps = _steps(x[source].shape)
+        x_step += [steps[axis] for axis in order]
+    # The channels alone must lie side by side.
+    spread = [jnp.broadcast_to(term, (*term.shape[:-1], width)) for term in terms]
+    for term in spread:
+        term_step += [0] * (len(shape) - term.ndim) + _steps(term.shape)
+    made: Array = _call(
+        "linear_sum",
+        width,
+        shape,
+        *(x[source] for source in sources),
+        *weights,
+        *spread,
+        shape=rows,
+        depth=[weight.shape[0] for weight in weights],
+        x_step=x_step,
+        term_step=term_step,
+    )
+    return made
+
+
+def two_sums(x: Array, *, axis: int, mean: bool) -> list[Array]:
+    """The sums, or means, over an axis and over the one after it."""
+    before, (rows, count), after = x.shape[:axis], x.shape[axis : axis + 2], x.shape[axis + 2 :]
+    made: list[Array] = _call(
+        "sums",
+        prod(after),
+        [(*before, count, *after), (*before, rows, *after)],
+        x,
+        shape=(prod(before), rows, count, prod(after)),
+        row_scale=1 / rows if mean else 1.0,
+        count_scale=1 / count if mean else 1.0,
+    )
+    return made
+
+
+def outer_product(x: Array, g: Array, *, order: Sequence[int]) -> Array:
+    """Over all rows, the sum of products of x, its axes in `order`, and g."""
+    steps = _steps(x.shape)
+    made: Array = _call(
+        "outer",
+        g.shape[-1],
+        (x.shape[-1], g.shape[-1]),
+        x,
+        g,
+        shape=g.shape[:-1],
+        x_step=[steps[axis] for axis in order],
+        g_step=_steps(g.shape),
+    )
+    return made
+
+
+def all_gradients(g: Array, x: Array, weight: Array, *, axis: int) -> list[Array]:
+    """The gradients of x, weight and two terms, of a sum of `x @ weight` and terms that were
+    broadcast over `axis` and over the axis after it."""
+    before, (rows, count), after = g.shape[:axis], g.shape[axis : axis + 2], g.shape[axis + 2 :]
+    made: list[Array] = _call(
+        "back",
+        min(weight.shape),
+        [x.shape, weight.shape, (*before, count, *after), (*before, rows, *after)],
+        g,
+        x,
+        weight.T,
+        shape=(prod(before), rows, count, prod(after[:-1])),
+    )
+    return made
