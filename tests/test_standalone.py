@@ -20,7 +20,7 @@ import symcompile as sc
 from tests.backend_cases import CUBE, MLP, SPEC, inputs, random_weights
 
 BACKENDS = ["torch", "jax"]
-IMPORTS = {"torch": {"torch"}, "jax": {"jax", "jax.numpy"}}
+IMPORTS = {"torch": {"torch"}, "jax": {"sys", "jax", "jax.numpy"}}
 
 BLOCKER = """
 import sys

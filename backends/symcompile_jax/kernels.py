@@ -153,8 +153,12 @@ def _is_unknown(value: Any) -> bool:
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    shape: tuple[int, ...] = (value.aval if _is_unknown(value) else value).shape
+    shape: tuple[int, ...] = getattr(value, "aval", value).shape
     return shape
+
+
+def _varies(derivative: Any) -> bool:
+    return not isinstance(derivative, ad.Zero)
 
 
 def _made(values: Sequence[Any]) -> tuple[Any, ...]:
@@ -181,6 +185,9 @@ def linear_sum(products: Sequence[Written], terms: Sequence[Array]) -> Array:
 
 def _sum(products: Sequence[Product], terms: Sequence[Array], shape: tuple[int, ...]) -> Array:
     """The sum of products and of terms, broadcast to `shape`."""
+    if max(len(products), len(terms)) > MOST:
+        rest = _sum(products[MOST:], terms[MOST:], shape)
+        return _sum(products[:MOST], terms[:MOST], shape) + rest
     values: list[Array] = []
     sources = []
     for x, _, _ in products:
@@ -189,9 +196,8 @@ def _sum(products: Sequence[Product], terms: Sequence[Array], shape: tuple[int, 
         values += [] if known else [x]
         sources.append(known[0] if known else len(values) - 1)
     args = (*values, *(weight for _, weight, _ in products), *terms)
-    room = _have_room(len(products), len(terms), len(shape) - 1)
     orders = tuple(order for _, _, order in products)
-    how = _linear_sum.bind if room else _plain_sum
+    how = _linear_sum.bind if 1 < len(shape) <= MOST + 1 else _plain_sum
     made: Array = how(*args, sources=tuple(sources), orders=orders, shape=shape)
     return made
 
@@ -225,13 +231,10 @@ def _linear_sum_jvp(args: Sequence[Any], tangents: Sequence[Any], **params: Any)
     sources, orders = params["sources"], params["orders"]
     x, weights, _ = _parts(args, sources)
     to_x, to_weights, to_terms = _parts(tangents, sources)
-    products = []
-    for place, (source, order) in enumerate(zip(sources, orders, strict=True)):
-        if not isinstance(to_x[source], ad.Zero):
-            products.append((to_x[source], weights[place], order))
-        if not isinstance(to_weights[place], ad.Zero):
-            products.append((x[source], to_weights[place], order))
-    terms = [term for term in to_terms if not isinstance(term, ad.Zero)]
+    whole = [*zip(sources, weights, to_weights, orders, strict=True)]
+    products = [(to_x[source], w, order) for source, w, _, order in whole if _varies(to_x[source])]
+    products += [(x[source], to_w, order) for source, _, to_w, order in whole if _varies(to_w)]
+    terms = [term for term in to_terms if _varies(term)]
     return _linear_sum.bind(*args, **params), _sum(products, terms, params["shape"])
 
 
@@ -361,7 +364,7 @@ def _sums_transpose(sums: Sequence[Any], x: Any, *, axis: int, mean: bool) -> li
     spread = [
         jnp.expand_dims(one / shape[axis + k] if mean else one, axis + k)
         for k, one in enumerate(sums)
-        if not isinstance(one, ad.Zero)
+        if _varies(one)
     ]
     return [jnp.broadcast_to(sum(spread), shape)]
 
@@ -381,12 +384,18 @@ _outer = _primitive("outer", _plain_outer, outer_product, ("order",))
 """The gradient of a weight: over all rows, the sum of products of x, its axes in `order`, and g."""
 
 
-def _outer_to_x(weight: Array, x: Any, g: Array, *, order: Order) -> Array:
-    return _sum([(g, weight.T, _inverse(order))], [], _shape(x))
+def _outer_jvp(args: Sequence[Any], tangents: Sequence[Any], *, order: Order) -> Any:
+    (x, g), (to_x, to_g) = args, tangents
+    moved = [(to_x, g)] if _varies(to_x) else []
+    moved += [(x, to_g)] if _varies(to_g) else []
+    made = sum(_outer.bind(*pair, order=order) for pair in moved)
+    return _outer.bind(x, g, order=order), made
 
 
-def _outer_to_g(weight: Array, x: Array, g: Any, *, order: Order) -> Array:
-    return _sum([(x, weight, order)], [], _shape(g))
+def _outer_transpose(weight: Array, x: Any, g: Any, *, order: Order) -> list[Any]:
+    if _is_unknown(x):
+        return [_sum([(g, weight.T, _inverse(order))], [], _shape(x)), None]
+    return [None, _sum([(x, weight, order)], [], _shape(g))]
 
 
 # -- all gradients at once ------------------------------------------------------------------
@@ -434,7 +443,8 @@ ad.primitive_transposes[_linear_sum] = _linear_sum_transpose
 batching.primitive_batchers[_linear_sum] = _linear_sum_batch
 ad.deflinear2(_sums, _sums_transpose)  # type: ignore[no-untyped-call]
 batching.primitive_batchers[_sums] = _sums_batch
-ad.defbilinear(_outer, _outer_to_x, _outer_to_g)  # type: ignore[no-untyped-call]
+ad.primitive_jvps[_outer] = _outer_jvp
+ad.primitive_transposes[_outer] = _outer_transpose
 batching.primitive_batchers[_outer] = _by_vmap(_plain_outer)
 ad.primitive_jvps[_back] = _back_jvp
 ad.primitive_transposes[_back] = _back_transpose

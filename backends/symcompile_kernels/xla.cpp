@@ -30,6 +30,7 @@ struct Pool {
 
   template <typename Work>
   void run(i64 count, const Work &work) const {
+    if (count == 0) return;
     const i64 part = parts_of(count, CLAIMS * threads), parts = parts_of(count, part);
     /* A task that begins after all parts are claimed finds nothing but this. */
     const auto progress = std::make_shared<Progress>();

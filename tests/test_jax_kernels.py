@@ -1,0 +1,522 @@
+"""The CPU kernels on JAX: held to float64, to JAX's own ops, and to layers without them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import Array
+
+import symcompile as sc
+from symcompile_jax import kernels
+from symcompile_kernels import build as building
+
+pytestmark = pytest.mark.skipif(not kernels.AVAILABLE, reason="the kernels were not compiled here")
+
+
+def close(found: Array, wanted: Array, within: float = 2e-6) -> None:
+    """Within a few roundings of float32, on the scale of the whole."""
+    assert found.shape == wanted.shape
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    if wanted.size:
+        assert np.abs(found - wanted).max() <= within * max(np.abs(wanted).max(), 1.0)
+
+
+def all_close(found, wanted, within: float = 2e-6) -> None:  # type: ignore[no-untyped-def]
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        close(one, other, within)
+
+
+def draw(rng: np.random.Generator, *shape: int) -> Array:
+    return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+
+def exact(compute, *args):  # type: ignore[no-untyped-def]
+    """What a function makes in float64, out of JAX's own ops."""
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, compute(*(np.asarray(arg, np.float64) for arg in args)))
+
+
+def count(compute, *args) -> int:  # type: ignore[no-untyped-def]
+    """The calls of kernels in a compiled program."""
+    text = jax.jit(compute).lower(*args).as_text()
+    return text.count("@symcompile_")
+
+
+@st.composite
+def recipes(draw_from):  # type: ignore[no-untyped-def]
+    """A seed, a number of axes, sizes, channels in and out, products and terms."""
+    axes = draw_from(st.integers(1, 4))
+    size = draw_from(st.integers(0, (40, 19, 7, 5)[axes - 1]))
+    channels = st.integers(1, 70)
+    products, terms = draw_from(st.integers(1, 3)), draw_from(st.integers(0, 4))
+    seed = draw_from(st.integers(0, 2**32 - 1))
+    return seed, [size] * axes, draw_from(channels), draw_from(channels), products, terms
+
+
+def a_sum(seed, sizes, depth, width, products, terms):  # type: ignore[no-untyped-def]
+    """Arguments of the primitive, and its parameters: terms are broadcast any way."""
+    rng, axes = np.random.default_rng(seed), len(sizes)
+    sources = [0, *(int(rng.integers(2)) for _ in range(products - 1))]
+    x = [draw(rng, *sizes, depth) for _ in range(max(sources) + 1)]
+    orders = tuple(tuple(int(axis) for axis in rng.permutation(axes)) for _ in sources)
+    weights = [draw(rng, depth, width) for _ in sources]
+    shapes = [[size if rng.integers(2) else 1 for size in sizes] for _ in range(terms)]
+    added = [draw(rng, *shape[int(rng.integers(axes + 1)) :], width) for shape in shapes]
+    params = {"sources": tuple(sources), "orders": orders, "shape": (*sizes, width)}
+    return (*x, *weights, *added), params
+
+
+def both_sums(recipe):  # type: ignore[no-untyped-def]
+    args, params = a_sum(*recipe)
+    return args, partial(kernels._linear_sum.bind, **params), partial(kernels._plain_sum, **params)
+
+
+@settings(max_examples=60, deadline=None)
+@given(recipes())
+def test_a_sum_is_what_it_says(recipe) -> None:  # type: ignore[no-untyped-def]
+    args, found, wanted = both_sums(recipe)
+    close(found(*args), exact(wanted, *args))
+
+
+def gradients(compute, args):  # type: ignore[no-untyped-def]
+    """Forward, backward, and of a square of the gradients backward again."""
+
+    def loss(args):  # type: ignore[no-untyped-def]
+        y = compute(*args)
+        return (y * jnp.linspace(-1, 1, y.size, dtype=y.dtype).reshape(y.shape)).sum()
+
+    def length(args):  # type: ignore[no-untyped-def]
+        return sum((part**2).sum() for part in jax.grad(loss)(args))
+
+    def all_of_them(args):  # type: ignore[no-untyped-def]
+        tangents = tuple(jnp.ones_like(arg) for arg in args)
+        _, forward = jax.jvp(lambda *args: compute(*args), args, tangents)
+        return forward, jax.grad(loss)(args), jax.grad(length)(args)
+
+    return jax.jit(all_of_them)(tuple(args))
+
+
+@settings(max_examples=25, deadline=None)
+@given(recipes())
+def test_gradients_of_a_sum(recipe) -> None:  # type: ignore[no-untyped-def]
+    """Those of the first degree by kernels, those of the second by kernels of kernels."""
+    args, found, wanted = both_sums(recipe)
+    all_close(gradients(found, args), exact(lambda *args: gradients(wanted, args), *args), 3e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(recipes(), st.integers(0, 2**32 - 1))
+def test_a_batch_of_sums(recipe, seed) -> None:  # type: ignore[no-untyped-def]
+    """A batch axis anywhere, of any arguments."""
+    args, found, wanted = both_sums(recipe)
+    rng = np.random.default_rng(seed)
+    dims = [int(rng.integers(arg.ndim + 1)) if rng.integers(3) else None for arg in args]
+    dims[0] = 0
+    stacked = [
+        arg if dim is None else jnp.stack([arg, 2 * arg, -arg], dim)
+        for arg, dim in zip(args, dims, strict=True)
+    ]
+    close(jax.vmap(found, dims)(*stacked), exact(jax.vmap(wanted, dims), *stacked))
+
+
+def test_a_batch_is_an_axis_of_rows() -> None:
+    rng = np.random.default_rng(0)
+    x, weight, term = draw(rng, 3, 5, 6, 8), draw(rng, 8, 8), draw(rng, 3, 1, 6, 8)
+    compute = partial(kernels._linear_sum.bind, sources=(0,), orders=((1, 0),), shape=(6, 5, 8))
+    swapped = term.transpose(0, 2, 1, 3)
+    assert count(jax.vmap(compute, (0, None, 0)), x, weight, swapped) == 1
+    assert count(jax.vmap(compute, (0, None, None)), x, weight, swapped[0]) == 1
+    weights = jnp.stack([weight] * 3)
+    assert count(jax.vmap(compute, (0, 0, 0)), x, weights, swapped) == 0
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.tuples(*[st.integers(1, 12)] * 3), st.integers(1, 40), st.booleans(), st.integers(0, 9))
+def test_sums_over_two_axes_and_back(sizes, width, mean, seed) -> None:  # type: ignore[no-untyped-def]
+    x = draw(np.random.default_rng(seed), *sizes, width)
+    for axis in (0, 1):
+        found = partial(kernels._sums.bind, axis=axis, mean=mean)
+        wanted = partial(kernels._plain_sums, axis=axis, mean=mean)
+        all_close(found(x), exact(wanted, x))
+        batch = jax.vmap(found, 2), jax.vmap(wanted, 2)
+        all_close(batch[0](x[:, :, None]), exact(batch[1], x[:, :, None]))
+
+        def pulled(compute, x):  # type: ignore[no-untyped-def]
+            y, pull = jax.vjp(lambda x: compute(x), x)
+            return pull([jnp.cos(one) for one in y])
+
+        all_close(pulled(found, x), exact(partial(pulled, wanted), x), 5e-6)
+        one_only = jax.grad(lambda x, f=found: f(x)[1].sum())(x)
+        close(one_only, exact(jax.grad(lambda x, f=wanted: f(x)[1].sum()), x))
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows", "count", "inner", "depth", "width"),
+    [(2, 13, 11, 1, 5, 7), (3, 29, 30, 1, 16, 16), (1, 17, 3, 4, 33, 40), (2, 1, 1, 1, 8, 8)],
+)
+def test_all_gradients_at_once(batch, rows, count, inner, depth, width) -> None:  # type: ignore[no-untyped-def]
+    """And their own derivatives, forward, backward and in batches."""
+    rng = np.random.default_rng(0)
+    x, weight = draw(rng, batch, rows, count, inner, depth), draw(rng, depth, width)
+    g = draw(rng, batch, rows, count, inner, width)
+    found = partial(kernels._back.bind, axis=1)
+
+    def wanted(g, x, weight):  # type: ignore[no-untyped-def]
+        of_weight = jnp.tensordot(x, g, ([0, 1, 2, 3], [0, 1, 2, 3]))
+        return [g @ weight.T, of_weight, g.sum(1), g.sum(2)]
+
+    all_close(found(g, x, weight), exact(wanted, g, x, weight), 5e-6)
+
+    def derivatives(compute, *args):  # type: ignore[no-untyped-def]
+        y, forward = jax.jvp(lambda *args: compute(*args), args, tuple(map(jnp.cos, args)))
+        _, pull = jax.vjp(lambda *args: compute(*args), *args)
+        (again,) = jax.linear_transpose(lambda g: compute(g, *args[1:]), args[0])(y)
+        batch = [jnp.stack([arg, -arg], 1) for arg in args[:2]]
+        return forward, pull(y), again, jax.vmap(compute, (1, 1, None))(*batch, args[2])
+
+    found_all = derivatives(found, g, x, weight)
+    all_close(found_all, exact(partial(derivatives, wanted), g, x, weight), 2e-5)
+
+
+def test_long_sums_keep_their_digits() -> None:
+    """Sums of 200,000 equal terms, which float32 gets wrong by 1e-3 if it adds them up in order."""
+    x = jnp.full((1, 200_000, 2, 16), 0.1, jnp.float32)
+    value = float(np.float32(0.1))
+    for tall in (x, x.transpose(0, 2, 1, 3)):
+        for mean in kernels._sums.bind(tall, axis=1, mean=True):
+            assert jnp.abs(mean - value).max() < 1e-5 * value
+    outer = kernels._outer.bind(x, x, order=(0, 1, 2))
+    assert jnp.abs(outer - 400_000 * value**2).max() < 1e-6 * 400_000 * value**2
+
+
+# -- what runs them -------------------------------------------------------------------------
+
+
+def a_call():  # type: ignore[no-untyped-def]
+    """A sum large enough for kernels, as generated modules write it, and its arguments."""
+    rng = np.random.default_rng(0)
+    x, weight = draw(rng, 2, 64, 96, 16), draw(rng, 16, 16)
+    terms = draw(rng, 2, 1, 96, 16), draw(rng, 2, 64, 1, 16)
+
+    def compute(x, weight, *terms):  # type: ignore[no-untyped-def]
+        assert kernels.fits([((x,), weight)], terms)
+        return kernels.linear_sum([((x,), weight)], terms)
+
+    def wanted(x, weight, first, second):  # type: ignore[no-untyped-def]
+        return x @ weight + first + second
+
+    return compute, wanted, (x, weight, *terms)
+
+
+def test_a_gradient_is_one_kernel() -> None:
+    compute, _, args = a_call()
+
+    def pulled(*args):  # type: ignore[no-untyped-def]
+        y, pull = jax.vjp(compute, *args)
+        return y, pull(y)
+
+    text = jax.jit(pulled).lower(*args).as_text()
+    assert text.count("@symcompile_") == 2
+    assert text.count("@symcompile_linear_sum_") == text.count("@symcompile_back_") == 1
+
+
+def test_what_is_not_asked_for_is_not_made() -> None:
+    compute, wanted, args = a_call()
+    of_weight = jax.jit(jax.grad(lambda w: compute(args[0], w, *args[2:]).sum()))
+    text = of_weight.lower(args[1]).as_text()
+    assert text.count("@symcompile_outer_") == 1
+    assert "@symcompile_back_" not in text
+    close(
+        of_weight(args[1]), jax.grad(lambda w: wanted(args[0], w, *args[2:]).sum())(args[1]), 1e-5
+    )
+
+
+def test_transforms_of_transforms() -> None:
+    """Hessians, checkpoints, scans, donated arguments."""
+    compute, wanted, args = a_call()
+    x, weight, *terms = args
+
+    def curved(how, w):  # type: ignore[no-untyped-def]
+        return (how(x, w, *terms) ** 2).mean()
+
+    for hessian in (jax.hessian, lambda f: jax.jacrev(jax.jacrev(f))):
+        found, plain = (jax.jit(hessian(partial(curved, how)))(weight) for how in (compute, wanted))
+        close(found, plain, 1e-5)
+    kept = jax.jit(jax.grad(jax.checkpoint(partial(curved, compute))))(weight)
+    close(kept, jax.grad(partial(curved, wanted))(weight), 1e-5)
+
+    def thrice(how, x):  # type: ignore[no-untyped-def]
+        def step(x, _):  # type: ignore[no-untyped-def]
+            return jnp.tanh(how(x, weight, *terms)), None
+
+        return jax.lax.scan(step, x, None, 3)[0].sum()
+
+    found, plain = (jax.jit(jax.grad(partial(thrice, how)))(x) for how in (compute, wanted))
+    close(found, plain, 1e-5)
+    donated = jax.jit(compute, donate_argnums=0)(x + 0, weight, *terms)
+    close(donated, wanted(*args), 1e-5)
+
+
+def test_programs_for_elsewhere_have_none() -> None:
+    """Exported ones, and those for several platforms at once."""
+    compute, wanted, args = a_call()
+    made = jax.export.export(jax.jit(compute))(*args)
+    assert "@symcompile" not in made.mlir_module()
+    close(made.call(*args), wanted(*args), 1e-5)
+    both = jax.export.export(jax.jit(compute), platforms=("cpu", "cuda"))(*args)
+    close(both.call(*args), wanted(*args), 1e-5)
+    pulled = jax.jit(lambda *args: jax.vjp(compute, *args)[1](args[0]))
+    assert "@symcompile" not in jax.export.export(pulled)(*args).mlir_module()
+    text = jax.jit(compute).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+    assert "@symcompile" not in text
+
+
+def test_arrays_over_several_devices(tmp_path: Path) -> None:
+    """Results are right, whether XLA or shard_map distributes them."""
+    program = """
+import jax, jax.numpy as jnp, numpy as np
+from functools import partial
+from jax.sharding import NamedSharding, PartitionSpec as P
+from symcompile_jax import kernels
+
+assert jax.device_count() == 2
+rng = np.random.default_rng(0)
+x, w, first, second = (
+    jnp.asarray(rng.standard_normal(shape, np.float32))
+    for shape in ((4, 64, 96, 16), (16, 16), (4, 1, 96, 16), (4, 64, 1, 16))
+)
+plain = lambda x, w, a, b: x @ w + a + b + x.mean(1, keepdims=True)
+
+def layer(x, w, a, b):
+    if kernels.fits([((x,), w)], (a, b)):
+        return kernels.linear_sum([((x,), w)], (a, b)) + kernels.two_means(x, 1)[0][:, None]
+    return plain(x, w, a, b)
+
+def pulled(how, *args):
+    y, pull = jax.vjp(how, *args)
+    return y, pull(y)
+
+wanted = pulled(plain, x, w, first, second)
+mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+for spec in (P("i"), P(None, "i"), P(None, None, "i"), P()):
+    put = lambda value: jax.device_put(value, NamedSharding(mesh, spec))
+    args = put(x), jax.device_put(w, NamedSharding(mesh, P())), first, second
+    args = (*args[:2], *(jax.device_put(t, NamedSharding(mesh, P())) for t in args[2:]))
+    found = jax.jit(partial(pulled, layer))(*args)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert np.abs(np.asarray(a) - np.asarray(b)).max() < 1e-5 * max(1, np.abs(b).max())
+specs = P("i"), P(), P("i"), P("i")
+for check in (True, False):
+    over = jax.shard_map(layer, mesh=mesh, in_specs=specs, out_specs=P("i"), check_vma=check)
+    found = jax.jit(partial(pulled, over))(x, w, first, second)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert np.abs(np.asarray(a) - np.asarray(b)).max() < 1e-5 * max(1, np.abs(b).max())
+explicit = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
+with jax.set_mesh(explicit):
+    args = jax.reshard(x, P("i")), w, jax.reshard(first, P("i")), jax.reshard(second, P("i"))
+    found = jax.jit(layer)(*args)
+assert np.abs(np.asarray(found) - np.asarray(wanted[0])).max() < 1e-4
+second_device = [jax.device_put(value, jax.devices()[1]) for value in (x, w, first, second)]
+assert "symcompile_linear" in jax.jit(layer).lower(*second_device).as_text()
+assert np.abs(np.asarray(jax.jit(layer)(*second_device)) - np.asarray(wanted[0])).max() < 1e-4
+"""
+    run_alone(program, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+
+
+def test_many_at_once(tmp_path: Path) -> None:
+    """More programs at a time than XLA has threads: every one comes to its end."""
+    program = """
+import jax, jax.numpy as jnp, numpy as np
+from concurrent.futures import ThreadPoolExecutor
+from symcompile_jax import kernels
+
+x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 64, 128, 16), np.float32))
+w = jnp.eye(16)
+
+@jax.jit
+def work(x):
+    made = [kernels.linear_sum([((x * k,), w)], []) for k in range(6)]
+    return [y.sum() for y in made], [kernels.two_means(y, 1) for y in made]
+
+with ThreadPoolExecutor(8) as pool:
+    for found, means in pool.map(lambda _: jax.block_until_ready(work(x)), range(64)):
+        for k, (total, (first, second)) in enumerate(zip(found, means, strict=True)):
+            assert jnp.abs(second - k * x.mean(2)).max() < 1e-5, k
+"""
+    run_alone(program, tmp_path)
+
+
+def run_alone(program: str, folder: Path, **environment: str) -> None:
+    (folder / "program.py").write_text(program)
+    subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=folder,
+        check=True,
+        timeout=200,
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]),
+            **environment,
+        },
+    )
+
+
+# -- layers ---------------------------------------------------------------------------------
+
+SPECS = {
+    "mlp": ({"w0": (0, 1), "b0": (1,), "w1": (1, 2), "b1": (2,)}, {0: 70, 1: 90, 2: 60}),
+    "graph": ({"x": ("n", "n")}, {"n": 80}),
+    "triples": ({"x": ("n", "n", "n")}, {"n": 18}),
+    "rnn": ({"in": ("i", "h"), "cell": ("h", "h"), "b": ("h",)}, {"i": 60, "h": 80}),
+}
+
+
+def a_layer(name: str, channels: int = 16):  # type: ignore[no-untyped-def]
+    """A layer large enough for kernels, its weights, and its inputs."""
+    spec, sizes = SPECS[name]
+    layer = sc.compile(
+        spec, in_channels=channels, out_channels=channels, sizes=sizes, backend="jax"
+    )
+    rng = np.random.default_rng(0)
+    inputs = {
+        key: draw(rng, 3, *(sizes[label] for label in labels), channels)
+        for key, labels in spec.items()
+    }
+    return layer, layer.init(jax.random.key(0)), inputs
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("channels", [8, 16, 24])
+def test_a_layer_by_kernels_is_the_layer(name, channels, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    layer, params, inputs = a_layer(name, channels)
+
+    def pulled(params, x):  # type: ignore[no-untyped-def]
+        y, pull = jax.vjp(layer.apply, params, x)
+        return y, pull(jax.tree.map(jnp.cos, y))
+
+    text = jax.jit(pulled).lower(params, inputs).as_text()
+    assert "@symcompile_linear_sum_" in text
+    assert "@symcompile_sums_" in text
+    assert "@symcompile_outer_" in text or "@symcompile_back_" in text
+    found = jax.jit(pulled)(params, inputs)
+    with jax.enable_x64(True):
+        doubles = jax.tree.map(lambda value: value.astype(jnp.float64), (params, inputs))
+        assert "@symcompile" not in jax.jit(pulled).lower(*doubles).as_text()
+        wanted = jax.jit(pulled)(*doubles)
+    all_close(found[0], wanted[0])
+    all_close(found[1], wanted[1], 1e-5)
+
+
+@pytest.mark.parametrize(("channels", "used"), [(4, 0), (12, 0), (16, 1), (20, 1)])
+def test_channels_that_leave_vectors_empty_are_left_to_xla(channels, used) -> None:  # type: ignore[no-untyped-def]
+    layer = sc.compile({"w": (0, 1)}, in_channels=channels, out_channels=channels, backend="jax")
+    x = {"w": jnp.ones((4, 128, 128, channels))}
+    text = jax.jit(layer.apply).lower(layer.init(jax.random.key(0)), x).as_text()
+    for name in ("linear_sum", "sums"):
+        assert text.count(f"@symcompile_{name}_") == used
+
+
+@pytest.mark.parametrize("name", ["mlp", "graph"])
+def test_what_kernels_cannot_do_is_done_without(name) -> None:  # type: ignore[no-untyped-def]
+    """Other dtypes, and weights that differ from sample to sample."""
+    layer, params, inputs = a_layer(name)
+    wanted = jax.jit(layer.apply)(params, inputs)
+    half = jax.tree.map(lambda value: value.astype(jnp.bfloat16), inputs)
+    assert "@symcompile" not in jax.jit(layer.apply).lower(params, half).as_text()
+    weights = jax.tree.map(lambda value: jnp.stack([value, 2 * value]), params)
+    each = jax.jit(jax.vmap(layer.apply, (0, None)))(weights, inputs)
+    all_close(jax.tree.map(lambda value: value[0], each), wanted, 1e-5)
+    per_sample = jax.jit(jax.vmap(layer.apply, (None, 0)))(params, inputs)
+    all_close(per_sample, wanted, 1e-5)
+
+
+def test_a_fault_in_a_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What compares layers with and without kernels would tell if they differed."""
+    from symcompile_jax import handlers
+
+    layer, params, inputs = a_layer("rnn")
+    steps = handlers._steps
+    monkeypatch.setattr(handlers, "_steps", lambda shape: [0] * len(steps(shape)))
+    wrong = jax.jit(lambda *args: layer.apply(*args))(params, inputs)
+    monkeypatch.undo()
+    right = jax.jit(lambda *args: layer.apply(*args))(params, inputs)
+    with pytest.raises(AssertionError):
+        all_close(wrong, right, 1e-2)
+
+
+def test_the_file_alone_runs_without_kernels(tmp_path: Path) -> None:
+    """And with them where the package was imported before."""
+    layer, params, inputs = a_layer("rnn")
+    (tmp_path / "layer.py").write_text(layer.source)
+    y = jax.jit(layer.apply)(params, inputs)
+    for kind, values in (("weights", params), ("x", inputs), ("y", y)):
+        np.savez(tmp_path / f"{kind}.npz", **values)
+    program = """
+import sys, jax, numpy as np
+if HOW == "kernels": import symcompile_jax.kernels
+import layer
+
+weights, x, wanted = (dict(np.load(f"{name}.npz")) for name in ("weights", "x", "y"))
+assert (layer._KERNELS is not None) == (HOW == "kernels")
+assert HOW == "kernels" or not [name for name in sys.modules if "symcompile" in name]
+compute = jax.jit(layer.apply)
+assert ("@symcompile" in compute.lower(weights, x).as_text()) == (HOW == "kernels")
+y = compute(weights, x)
+assert all(np.abs(y[k] - wanted[k]).max() < 1e-5 for k in y)
+"""
+    for how in ("kernels", "plain"):
+        run_alone(program.replace("HOW", repr(how)), tmp_path)
+
+
+def test_only_files_that_call_helpers_have_them() -> None:
+    small = sc.compile({"b": (0,)}, in_channels=2, out_channels=2, backend="jax")
+    assert "_KERNELS" not in small.source
+    assert "import sys" not in small.source
+    assert "_linear_sum" not in small.source
+
+
+# -- building -------------------------------------------------------------------------------
+
+
+def test_a_library_is_for_one_version_of_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA takes no handler that was made for another version of its interface."""
+    version = building._xla_version()
+    assert len(version) == 2
+    before = building.library("AVX2", host="xla")
+    monkeypatch.setattr(building, "_xla_version", lambda: ["0", "0"])
+    assert building.library("AVX2", host="xla") != before
+
+
+def test_without_headers_there_are_kernels_for_pytorch_alone(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(building, "find_spec", lambda name: None)
+    monkeypatch.setenv("CXX", "c++ -O0")
+    made = building.build(tmp_path)
+    assert made
+    assert all(path.name.startswith("openmp-") for path in made)
+
+
+def test_no_processor_is_given_what_it_lacks(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Of several processors, what Linux says of the first."""
+    read = Path.read_text
+    for flags, wide, narrow in (
+        ("fpu sse2", False, False),
+        ("fpu avx2 fma", False, True),
+        ("avx2 fma avx512f avx512vl avx512bw", False, True),
+        ("avx2 fma avx512f avx512vl avx512bw avx512dq", True, True),
+    ):
+        told = f"vendor_id\t: x\nflags\t\t: {flags}\nbugs\t\t: avx512dq\n"
+        monkeypatch.setattr(Path, "read_text", lambda self, *a, told=told: told)
+        found = building.runs_here("AVX512"), building.runs_here("AVX2")
+        monkeypatch.setattr(Path, "read_text", read)
+        assert found == (wide, narrow)
