@@ -230,6 +230,29 @@ def test_a_gradient_is_one_kernel() -> None:
     assert text.count("@symcompile_linear_sum_") == text.count("@symcompile_back_") == 1
 
 
+def test_axes_that_move_before_a_sum_are_read_as_they_lie() -> None:
+    """XLA would copy them for a kernel; other readers get what they ask for."""
+    _, _, (x, weight, *_) = a_call()
+
+    def compute(x, weight):  # type: ignore[no-untyped-def]
+        moved = jnp.transpose(jnp.swapaxes(x, 0, 1), (2, 0, 1, 3))
+        products = ((x,), weight), ((moved,), weight.T, (2, 1, 0))
+        return kernels.linear_sum(products, []), moved.max(0)
+
+    def wanted(x, weight):  # type: ignore[no-untyped-def]
+        return x @ weight + x @ weight.T, x.max(2).transpose(1, 0, 2)
+
+    def pulled(compute, *args):  # type: ignore[no-untyped-def]
+        y, pull = jax.vjp(compute, *args)
+        return y, pull(y)
+
+    text = jax.jit(compute).lower(x, weight).as_text()
+    (call,) = (line for line in text.splitlines() if "@symcompile_linear_sum_" in line)
+    assert "(%arg0, %arg0, " in call
+    found, plain = (jax.jit(partial(pulled, how))(x, weight) for how in (compute, wanted))
+    all_close(found, plain, 1e-5)
+
+
 def test_what_is_not_asked_for_is_not_made() -> None:
     compute, wanted, args = a_call()
     of_weight = jax.jit(jax.grad(lambda w: compute(args[0], w, *args[2:]).sum()))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
 from math import prod
 from typing import Any, TypeAlias
 
@@ -50,6 +51,11 @@ _FEWEST = 2**17
 
 _DEEPEST = 512
 """Channels of all that is multiplied together up to which a kernel is the quickest."""
+
+_UNCACHED: dict[str, Any] = (
+    {"cacheable": False} if "cacheable" in signature(mlir.register_lowering).parameters else {}
+)
+"""A lowering that is kept for the next call does not see what its arguments are made from."""
 
 
 # -- when they serve ------------------------------------------------------------------------
@@ -100,10 +106,11 @@ def _are_plain(*values: Array) -> bool:
 
 
 def _calls_kernels(module: mlir.ModuleContext) -> bool:
-    """Whether a program is for one device, and for this process."""
+    """Whether a program is for one CPU device, and for this process."""
     axes = module.axis_context
     alone = isinstance(axes, mlir.ShardingContext) and axes.num_devices == 1
-    return alone and not module.lowering_parameters.for_export
+    here = tuple(module.platforms) == ("cpu",) and not module.lowering_parameters.for_export
+    return alone and here
 
 
 def _primitive(
@@ -113,6 +120,7 @@ def _primitive(
     params: Sequence[str],
     *,
     several: bool = False,
+    through: Callable[..., Any] = lambda *args: args,
 ) -> Any:
     """A primitive whose lowerings are two functions of the same arguments.
 
@@ -121,6 +129,7 @@ def _primitive(
         kernel: by a kernel.
         params: names of the arguments that are no arrays.
         several: whether it has several results.
+        through: from a lowering for kernels to one that reads what arguments are made from.
     """
     made: Any = Primitive(f"symcompile_{name}")
     made.multiple_results = several
@@ -133,13 +142,14 @@ def _primitive(
     by_plain, by_kernel = (mlir.lower_fun(how, several) for how in (plain, kernel))
 
     def lower(context: mlir.LoweringRuleContext, *args: Any, **given: Any) -> Any:
-        chosen = by_kernel if _calls_kernels(context.module_context) else by_plain
-        return chosen(context, *args, **given)
+        if not _calls_kernels(context.module_context):
+            return by_plain(context, *args, **given)
+        context, args, given = through(context, args, given)
+        return by_kernel(context, *args, **given)
 
     made.def_impl(jax.jit(made.bind, static_argnames=params))
     made.def_abstract_eval(shapes)
-    mlir.register_lowering(made, by_plain)
-    mlir.register_lowering(made, lower, platform="cpu")
+    mlir.register_lowering(made, lower, **_UNCACHED)
     return made
 
 
@@ -224,7 +234,40 @@ def _kernel_sum(*args: Array, sources: Sequence[int], **params: Any) -> Array:
     return sum_of_products(*_parts(args, sources), sources=sources, **params)
 
 
-_linear_sum = _primitive("linear_sum", _plain_sum, _kernel_sum, ("sources", "orders", "shape"))
+def _through_transposes(
+    context: mlir.LoweringRuleContext, args: Sequence[Any], params: dict[str, Any]
+) -> tuple[mlir.LoweringRuleContext, list[Any], dict[str, Any]]:
+    """What is multiplied as it was before its axes moved: XLA would copy it, a kernel need not."""
+    sources, orders = params["sources"], list(params["orders"])
+    values, kinds = list(args), list(context.avals_in)
+    for place in {*sources}:
+        while moved := _permutation(values[place]):
+            shape = [kinds[place].shape[axis] for axis in _inverse(moved)]
+            values[place] = values[place].owner.operands[0]
+            kinds[place] = ShapedArray(tuple(shape), kinds[place].dtype)
+            for k, source in enumerate(sources):
+                if source == place:
+                    orders[k] = tuple(moved[axis] for axis in orders[k])
+    context = context.replace(avals_in=kinds)  # type: ignore[no-untyped-call]
+    return context, values, {**params, "orders": tuple(orders)}
+
+
+def _permutation(value: Any) -> Order | None:
+    """Of the result of a transpose that leaves the channels where they are."""
+    op = value.owner
+    if getattr(op, "name", "") != "stablehlo.transpose":
+        return None
+    axes = tuple(op.attributes["permutation"])
+    return axes if axes[-1] == len(axes) - 1 else None
+
+
+_linear_sum = _primitive(
+    "linear_sum",
+    _plain_sum,
+    _kernel_sum,
+    ("sources", "orders", "shape"),
+    through=_through_transposes,
+)
 
 
 def _linear_sum_jvp(args: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
