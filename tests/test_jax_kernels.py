@@ -249,6 +249,9 @@ def test_axes_that_move_before_a_sum_are_read_as_they_lie() -> None:
     text = jax.jit(compute).lower(x, weight).as_text()
     (call,) = (line for line in text.splitlines() if "@symcompile_linear_sum_" in line)
     assert "(%arg0, %arg0, " in call
+    text = jax.jit(partial(pulled, compute)).lower(x, weight).as_text()
+    outers = [line for line in text.splitlines() if "@symcompile_outer_" in line]
+    assert [line.count("(%arg0, ") for line in outers] == [1, 1]
     found, plain = (jax.jit(partial(pulled, how))(x, weight) for how in (compute, wanted))
     all_close(found, plain, 1e-5)
 

@@ -234,22 +234,29 @@ def _kernel_sum(*args: Array, sources: Sequence[int], **params: Any) -> Array:
     return sum_of_products(*_parts(args, sources), sources=sources, **params)
 
 
-def _through_transposes(
+def _sum_through(
     context: mlir.LoweringRuleContext, args: Sequence[Any], params: dict[str, Any]
 ) -> tuple[mlir.LoweringRuleContext, list[Any], dict[str, Any]]:
     """What is multiplied as it was before its axes moved: XLA would copy it, a kernel need not."""
     sources, orders = params["sources"], list(params["orders"])
     values, kinds = list(args), list(context.avals_in)
     for place in {*sources}:
-        while moved := _permutation(values[place]):
-            shape = [kinds[place].shape[axis] for axis in _inverse(moved)]
-            values[place] = values[place].owner.operands[0]
-            kinds[place] = ShapedArray(tuple(shape), kinds[place].dtype)
-            for k, source in enumerate(sources):
-                if source == place:
-                    orders[k] = tuple(moved[axis] for axis in orders[k])
+        values[place], kinds[place], moved = _as_it_lay(values[place], kinds[place])
+        for k, source in enumerate(sources):
+            if source == place:
+                orders[k] = tuple(moved[axis] for axis in orders[k])
     context = context.replace(avals_in=kinds)  # type: ignore[no-untyped-call]
     return context, values, {**params, "orders": tuple(orders)}
+
+
+def _as_it_lay(value: Any, kind: Any) -> tuple[Any, ShapedArray, Order]:
+    """What an array was transposed from, its type, and which of its axes each axis was there."""
+    axes = tuple(range(len(kind.shape)))
+    while moved := _permutation(value):
+        shape = tuple(kind.shape[axis] for axis in _inverse(moved))
+        value, kind = value.owner.operands[0], ShapedArray(shape, kind.dtype)
+        axes = tuple(moved[axis] for axis in axes)
+    return value, kind, axes
 
 
 def _permutation(value: Any) -> Order | None:
@@ -266,7 +273,7 @@ _linear_sum = _primitive(
     _plain_sum,
     _kernel_sum,
     ("sources", "orders", "shape"),
-    through=_through_transposes,
+    through=_sum_through,
 )
 
 
@@ -423,7 +430,15 @@ def _plain_outer(x: Array, g: Array, *, order: Order) -> Array:
     return jnp.tensordot(x, g, (list(order), list(range(len(order)))))
 
 
-_outer = _primitive("outer", _plain_outer, outer_product, ("order",))
+def _outer_through(
+    context: mlir.LoweringRuleContext, args: Sequence[Any], params: dict[str, Any]
+) -> tuple[mlir.LoweringRuleContext, list[Any], dict[str, Any]]:
+    x, kind, moved = _as_it_lay(args[0], context.avals_in[0])
+    context = context.replace(avals_in=[kind, context.avals_in[1]])  # type: ignore[no-untyped-call]
+    return context, [x, args[1]], {"order": tuple(moved[axis] for axis in params["order"])}
+
+
+_outer = _primitive("outer", _plain_outer, outer_product, ("order",), through=_outer_through)
 """The gradient of a weight: over all rows, the sum of products of x, its axes in `order`, and g."""
 
 
