@@ -4,6 +4,8 @@
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What builds symcompile is pinned too: kernels serve the version of XLA that they are compiled for.
+PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 EXTRAS := torch,jax,flax,optimal,bench,docs,dev
 
 # The first interpreter that runs, is new enough and can make an environment with pip in it.
@@ -55,6 +57,6 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard backends/symc
 	  "$$python" -m venv --clear $(VENV); \
 	fi
 	@echo "Installing symcompile with torch, jax and the tools of constraints.txt (minutes, once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt -e ".[$(EXTRAS)]"
+	@$(PINNED) $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -e ".[$(EXTRAS)]"
 	@touch $@

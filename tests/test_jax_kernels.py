@@ -349,7 +349,8 @@ for check in (True, False):
         assert np.abs(np.asarray(a) - np.asarray(b)).max() < 1e-5 * max(1, np.abs(b).max())
 explicit = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
 with jax.set_mesh(explicit):
-    args = jax.reshard(x, P("i")), w, jax.reshard(first, P("i")), jax.reshard(second, P("i"))
+    put = lambda value: jax.device_put(value, NamedSharding(explicit, P("i")))
+    args = put(x), jax.device_put(w, NamedSharding(explicit, P())), put(first), put(second)
     found = jax.jit(layer)(*args)
 assert np.abs(np.asarray(found) - np.asarray(wanted[0])).max() < 1e-4
 second_device = [jax.device_put(value, jax.devices()[1]) for value in (x, w, first, second)]
