@@ -307,6 +307,32 @@ def test_programs_for_elsewhere_have_none() -> None:
     assert "@symcompile" not in text
 
 
+def test_sizes_that_are_not_known_yet() -> None:
+    """A program exported for any batch."""
+    layer, params, inputs = a_layer("mlp")
+    (batch,) = jax.export.symbolic_shape("batch")
+    kinds = {
+        key: jax.ShapeDtypeStruct((batch, *value.shape[1:]), value.dtype)
+        for key, value in inputs.items()
+    }
+    made = jax.export.export(jax.jit(layer.apply))(params, kinds)
+    all_close(made.call(params, inputs), jax.jit(layer.apply)(params, inputs), 1e-5)
+
+
+def test_without_jit_and_in_other_widths() -> None:
+    compute, wanted, args = a_call()
+    with jax.disable_jit():
+        close(compute(*args), wanted(*args), 1e-5)
+    _, eager = jax.vjp(compute, *args)
+    _, plain = jax.vjp(wanted, *args)
+    all_close(eager(args[0]), plain(args[0]), 1e-5)
+    with jax.enable_x64(True):
+        _, wide = jax.vjp(compute, *args)
+        found = wide(args[0])
+        assert {value.dtype for value in found} == {jnp.dtype("float32")}
+        all_close(found, plain(args[0]), 1e-5)
+
+
 def test_arrays_over_several_devices(tmp_path: Path) -> None:
     """Results are right, whether XLA or shard_map distributes them."""
     program = """

@@ -66,23 +66,23 @@ def fits(products: Sequence[Written], terms: Sequence[Array]) -> bool:
     (x, *_), weight, *_ = products[0]
     values = [value for parts, weight, *_ in products for value in (*parts, weight)]
     return (
-        prod(x.shape[:-1]) * weight.shape[1] >= _FEWEST
+        _are_plain(*values, *terms)
+        and prod(x.shape[:-1]) * weight.shape[1] >= _FEWEST
         and _have_room(sum(len(parts) for parts, *_ in products), len(terms), x.ndim - 1)
         and max(sum(w.shape[0] for _, w, *_ in products), 2 * weight.shape[1]) <= _DEEPEST
         and all(_fill_vectors(value.shape[-1]) for value in values)
-        and _are_plain(*values, *terms)
     )
 
 
 def two_means_fit(x: Array, axis: int) -> bool:
     """Whether a kernel is there and the quickest for the means over an axis and the next one."""
     axis %= x.ndim
-    parts = prod(x.shape[:axis]) * -(-x.shape[axis] // 4)  # threads take four rows at a time
     return (
-        x.size >= _FEWEST
-        and parts >= 2 * (os.cpu_count() or 1)
+        _are_plain(x)
+        and x.size >= _FEWEST
+        # Threads take four rows at a time.
+        and prod(x.shape[:axis]) * -(-x.shape[axis] // 4) >= 2 * (os.cpu_count() or 1)
         and _fill_vectors(prod(x.shape[axis + 2 :]))
-        and _are_plain(x)
     )
 
 
@@ -96,12 +96,13 @@ def _fill_vectors(channels: int) -> bool:
 
 
 def _are_plain(*values: Array) -> bool:
-    """Arrays of float32 for a CPU, whose types name no mesh of devices."""
+    """Arrays of float32 for a CPU, of known sizes, whose types name no mesh of devices."""
     kinds = [jax.typeof(value) for value in values]
     return (
         AVAILABLE
         and jax.default_backend() == "cpu"
         and all(kind.dtype == jnp.float32 and kind.sharding.mesh.empty for kind in kinds)
+        and all(isinstance(size, int) for kind in kinds for size in kind.shape)
     )
 
 
@@ -147,7 +148,12 @@ def _primitive(
         context, args, given = through(context, args, given)
         return by_kernel(context, *args, **given)
 
-    made.def_impl(jax.jit(made.bind, static_argnames=params))
+    compiled = jax.jit(made.bind, static_argnames=params)
+
+    def run(*args: Array, **given: Any) -> Any:
+        return (plain if jax.config.jax_disable_jit else compiled)(*args, **given)
+
+    made.def_impl(run)
     made.def_abstract_eval(shapes)
     mlir.register_lowering(made, lower, **_UNCACHED)
     return made
