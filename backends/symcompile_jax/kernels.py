@@ -151,7 +151,8 @@ def _primitive(
     compiled = jax.jit(made.bind, static_argnames=params)
 
     def run(*args: Array, **given: Any) -> Any:
-        return (plain if jax.config.jax_disable_jit else compiled)(*args, **given)
+        whole = not jax.config.jax_disable_jit  # type: ignore[attr-defined]
+        return (compiled if whole else plain)(*args, **given)
 
     made.def_impl(run)
     made.def_abstract_eval(shapes)
