@@ -225,6 +225,7 @@ class _Jax:
         products: Sequence[Product],
         terms: Sequence[str],
         anchors: Sequence[str],
+        held: str | None,
     ) -> list[str]:
         base, *others = products
         lines = [f"{target} = {base.parts[0]} @ {base.weight}"]
@@ -237,7 +238,9 @@ class _Jax:
             lines.append(f"{target} += {text}")
         return [*lines, *(f"{target} += {term}" for term in terms)]
 
-    def two_means(self, value: str, axis: int, counts: Sequence[str], *, widen: bool) -> str | None:
+    def two_means(
+        self, value: str, axis: int, counts: Sequence[str], weight: str | None, *, widen: bool
+    ) -> str | None:
         return None  # XLA decides
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:

@@ -27,6 +27,7 @@ from symcompile_torch.text import (
     TEMPLATE,
     TRANSFORMED,
     TWO_MEANS,
+    TWO_MEANS_HELD,
 )
 
 __all__ = ["emit"]
@@ -62,11 +63,11 @@ def emit(compiled: Compiled) -> str:
     default = ""
     if compiled.dtype is not None:
         default = f"        dtype = torch.{compiled.dtype} if dtype is None else dtype\n"
-    sums, products, pairs, means = (
+    sums, products, held, pairs, means = (
         any(f"{helper}(" in line for line in parts.compute)
-        for helper in ("_linear_sum", "_product", "_two_means", "_mean")
+        for helper in ("_linear_sum", "_product", "_two_means_held", "_two_means", "_mean")
     )
-    products, means = products or sums, means or pairs
+    products, pairs, means = products or sums, pairs or held, means or pairs or held
     return TEMPLATE.format(
         header=header(compiled, "PyTorch"),
         name=compiled.name,
@@ -87,7 +88,9 @@ def emit(compiled: Compiled) -> str:
         laid_out="        self._lay_out()\n" if stacked else "",
         side_by_side=(FLAT if stacked else "") + (FILL if poured else ""),
         products=(LINEAR_SUM if sums else "") + (ONE_GO + PRODUCT if products else ""),
-        means=(TWO_MEANS if pairs else "") + (MEAN if means else ""),
+        means=(TWO_MEANS if pairs else "")
+        + (TWO_MEANS_HELD if held else "")
+        + (MEAN if means else ""),
         transformed=KERNELS + TRANSFORMED if products or means else "",
         read=block(parts.read, 8),
         cast=block((f"{name} = {name}.to(dtype)" for name in parts.inputs), 8),
@@ -182,6 +185,7 @@ class _Torch:
         products: Sequence[Product],
         terms: Sequence[str],
         anchors: Sequence[str],
+        held: str | None,
     ) -> list[str]:
         args = []
         for product in products:
@@ -192,12 +196,18 @@ class _Torch:
         for name, values in ("terms", terms), ("anchors", anchors):
             if values:
                 args.append(f"{name}={wrapped(values, width=50)}")
+        if held:
+            args.append(f"held={held}")
         lines = textwrap.indent("".join(f"{arg},\n" for arg in args), " " * 4)
         return [f"{target} = _linear_sum(\n{lines})"]
 
-    def two_means(self, value: str, axis: int, counts: Sequence[str], *, widen: bool) -> str | None:
+    def two_means(
+        self, value: str, axis: int, counts: Sequence[str], weight: str | None, *, widen: bool
+    ) -> str | None:
         dtype = ", dtype=wide" if widen else ""
-        return f"_two_means({value}, {axis}, ({', '.join(counts)}){dtype})"
+        joined = f", {weight}" if weight else ""
+        helper = "_two_means_held" if weight else "_two_means"
+        return f"{helper}({value}, {axis}, ({', '.join(counts)}){joined}{dtype})"
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         dims = str(axes[0]) if len(axes) == 1 else str(tuple(axes))
