@@ -136,6 +136,7 @@ FUNCTIONS = {
             "conv2d",
             "_transformed",
             "_in_transform",
+            *["_differs", "forward"],
             *["_linear_sum", "_fits", "_in_one_go", "_joined", "_add_product", "linear_sum"],
             *["_two_means_held", "sums_held", "_reads_once"],
             *["_two_means", "sums", "_fill_vectors", "_has_kernels", "max", "list"],

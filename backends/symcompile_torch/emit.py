@@ -5,6 +5,7 @@ In: a `Compiled`. Out: a file that imports torch alone and defines one module cl
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -63,11 +64,11 @@ def emit(compiled: Compiled) -> str:
     default = ""
     if compiled.dtype is not None:
         default = f"        dtype = torch.{compiled.dtype} if dtype is None else dtype\n"
-    sums, products, held, pairs, means = (
-        any(f"{helper}(" in line for line in parts.compute)
-        for helper in ("_linear_sum", "_product", "_two_means_held", "_two_means", "_mean")
-    )
-    products, pairs, means = products or sums, pairs or held, means or pairs or held
+    called = set(re.findall(r"\b_\w+(?=\()", "\n".join(parts.compute)))
+    sums, held = "_linear_sum" in called, "_two_means_held" in called
+    products = not called.isdisjoint({"_linear_sum", "_product"})
+    pairs = held or "_two_means" in called
+    means = pairs or "_mean" in called
     return TEMPLATE.format(
         header=header(compiled, "PyTorch"),
         name=compiled.name,

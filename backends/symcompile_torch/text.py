@@ -146,7 +146,7 @@ def _flat(*parts):
     """The entries of all parts in a row, without a copy where they lie side by side already."""
     if torch.compiler.is_compiling() or not _side_by_side(parts):
         return torch.cat([part.reshape(-1) for part in parts])
-    return _SideBySide.apply(*parts)
+    return (_SideBySide.apply if torch.is_grad_enabled() else _SideBySide.forward)(*parts)
 
 
 def _side_by_side(parts):
@@ -260,7 +260,7 @@ def _mean(x, dim, count, dtype=None):
     The gradient of torch's own is as large as `x`; this one divides first and repeats a view.
     """
     if _by_product(x, dim, dtype):
-        return _Mean.apply(x, dim)
+        return (_Mean.apply if _differs(x) else _Mean.forward)(x, dim)
     if x.requires_grad and torch.is_grad_enabled():
         return x.sum(dim, dtype=dtype) / count
     return x.mean(dim, dtype=dtype)
@@ -321,7 +321,7 @@ def _product(x, weight):
     rows = x.numel() // x.shape[-1]
     if _LINEAR is not None and not _in_transform():
         if not torch.compiler.is_compiling():
-            return _Product.apply(x, weight)
+            return (_Product.apply if _differs(x, weight) else _Product.forward)(x, weight)
         if _fits([((x,), weight)], ()):
             return _in_one_go([((x,), weight)], ())
         # The operator has no derivative forward. A convolution makes torch.compile lay out other
@@ -528,6 +528,13 @@ def _has_kernels(x, entries):
 def _fill_vectors(channels):
     """Whether the vectors of a processor are well filled: if not, PyTorch is as fast or faster."""
     return channels % 8 == 0 or channels > 16
+
+
+def _differs(*parts):
+    """Whether this call may be differentiated; if not, the way by autograd is a detour."""
+    if getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0:
+        return True
+    return torch.is_grad_enabled() and any(part.requires_grad for part in parts)
 
 
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
