@@ -34,6 +34,7 @@ constexpr int FEW = 4;    // rows of a tile where more do not fit
 constexpr int DEEP = 16;  // rows of a tile of an outer product, of one vector; half of two
 constexpr int MOST = 8;   // axes, products and terms of a sum
 constexpr int PART = 256; // rows that a thread takes at once, and that float32 adds up in order
+constexpr int FETCHED = 256; // floats between what is fetched and what is added up
 constexpr int CACHED = 1 << 13; // floats of the first cache that are worked on at a time
 constexpr int AHEAD = 4;  // tiles between what is fetched and what is computed
 
@@ -289,6 +290,7 @@ static void sum_both(const float *x, i64 rows, i64 count, i64 width, float *over
         vec sum[4] = {};
         if (some == 4 && lanes >= LANES)
           for (i64 n = start; n < end; n++, from += width, to += width) {
+            each<4>([&](auto r) HERE { __builtin_prefetch(from + r * step + FETCHED); });
             const vec a = load(from), b = load(from + step);
             const vec c = load(from + 2 * step), d = load(from + 3 * step);
             sum[0] += a, sum[1] += b, sum[2] += c, sum[3] += d;
