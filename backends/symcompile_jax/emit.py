@@ -282,11 +282,15 @@ class _Jax:
         products: Sequence[Product],
         terms: Sequence[str],
         anchors: Sequence[str],
+        held: str | None,
     ) -> list[str]:
         return linear_sum(target, products, terms=terms)
 
-    def two_means(self, value: str, axis: int, counts: Sequence[str], *, widen: bool) -> str | None:
-        return f"_two_means({value}, {axis}{', dtype=wide' if widen else ''})"
+    def two_means(
+        self, value: str, axis: int, counts: Sequence[str], weight: str | None, *, widen: bool
+    ) -> str | None:
+        text = f"_two_means({value}, {axis}{', dtype=wide' if widen else ''})"
+        return f"*{text}, None" if weight else text  # gradients are made apart: nothing is held
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         over = str(axes[0]) if len(axes) == 1 else str(tuple(axes))

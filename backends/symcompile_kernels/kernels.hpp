@@ -34,6 +34,8 @@ constexpr int FEW = 4;    // rows of a tile where more do not fit
 constexpr int DEEP = 16;  // rows of a tile of an outer product, of one vector; half of two
 constexpr int MOST = 8;   // axes, products and terms of a sum
 constexpr int PART = 256; // rows that a thread takes at once, and that float32 adds up in order
+constexpr int FETCHED = 256; // floats between what is fetched and what is added up
+constexpr int CACHED = 1 << 13; // floats of the first cache that are worked on at a time
 constexpr int AHEAD = 4;  // tiles between what is fetched and what is computed
 
 #define INLINE static inline __attribute__((always_inline))
@@ -288,6 +290,7 @@ static void sum_both(const float *x, i64 rows, i64 count, i64 width, float *over
         vec sum[4] = {};
         if (some == 4 && lanes >= LANES)
           for (i64 n = start; n < end; n++, from += width, to += width) {
+            each<4>([&](auto r) HERE { __builtin_prefetch(from + r * step + FETCHED); });
             const vec a = load(from), b = load(from + step);
             const vec c = load(from + 2 * step), d = load(from + 3 * step);
             sum[0] += a, sum[1] += b, sum[2] += c, sum[3] += d;
@@ -351,14 +354,21 @@ static int sums(const Pool &pool, const float *x, i64 batch, i64 rows, i64 count
 
 /* -- outer products -------------------------------------------------------------------------- */
 
+/* Rows whose x and g fill half of the first cache. */
+INLINE i64 chunk_of(i64 depth, i64 width) {
+  const i64 rows = CACHED / (depth + width);
+  return rows < 16 ? 16 : least(rows, PART);
+}
+
 /* K rows and J vectors of `total` += the sum over `rows` of x^T g, which has `left` channels. */
 template <int K, int J, bool whole>
 static void outer_tile(const float *x, i64 x_step, const float *g, i64 g_step, i64 rows, i64 left,
-                       double *total, i64 padded) {
+                       double *total, i64 padded, i64 x_next, i64 g_next) {
   vec sum[K][J];
   each<K>([&](auto k) HERE { each<J>([&](auto v) HERE { sum[k][v] = vec{}; }); });
   for (; rows > 0; rows--, x += x_step, g += g_step) {
     vec row[J];
+    __builtin_prefetch(x + x_next), __builtin_prefetch(g + g_next);
     each<J>([&](auto v) HERE { row[v] = load(g + v * LANES, whole ? LANES : left - v * LANES); });
     each<K>([&](auto k) HERE { each<J>([&](auto v) HERE { sum[k][v] += x[k] * row[v]; }); });
   }
@@ -372,7 +382,7 @@ static void outer_tile(const float *x, i64 x_step, const float *g, i64 g_step, i
   });
 }
 
-typedef void Outer(const float *, i64, const float *, i64, i64, i64, double *, i64);
+typedef void Outer(const float *, i64, const float *, i64, i64, i64, double *, i64, i64, i64);
 
 /* Of K rows if two vectors wide, else of L: [more than one vector wide][no channel is missing]. */
 template <int K, int L>
@@ -382,17 +392,20 @@ static Outer *const OUTERS[2][2] = {{outer_tile<L, 1, false>, outer_tile<L, 1, t
 /* total, [depth, padded], += the sum over rows of x^T g. */
 static void outer_rows(const float *x, i64 x_step, i64 depth, const float *g, i64 g_step, i64 width,
                        i64 rows, double *total, i64 padded) {
-  for (i64 from = 0; from < rows; from += PART) { // what all tiles read stays in the cache
-    const i64 some = least(PART, rows - from);
+  const i64 part = chunk_of(depth, width);
+  for (i64 from = 0; from < rows; from += part) { // what all tiles read stays in the cache
+    const i64 some = least(part, rows - from);
     const float *const at_x = x + from * x_step, *const at_g = g + from * g_step;
+    i64 line = 0; // of the next part, that a tile fetches
     for (i64 at = 0; at < width; at += 2 * LANES) {
       const i64 left = width - at, two = left > LANES, most = two ? DEEP / 2 : DEEP;
       const bool full = left >= (1 + two) * LANES;
       Outer *const tile = OUTERS<DEEP / 2, DEEP>[two][full], *const one = OUTERS<1, 1>[two][full];
-      for (i64 k = 0; k < depth;) {
+      for (i64 k = 0; k < depth; line += 16) {
         const bool fits = depth - k >= most;
         double *const to = total + k * padded + at;
-        (fits ? tile : one)(at_x + k, x_step, at_g + at, g_step, some, left, to, padded);
+        (fits ? tile : one)(at_x + k, x_step, at_g + at, g_step, some, left, to, padded,
+                            part * x_step + line % depth - k, part * g_step + line % width - at);
         k += fits ? most : 1;
       }
     }
@@ -440,38 +453,65 @@ static int outer(const Pool &pool, i64 axes, const i64 *shape, const float *x, c
 
 /* -- all gradients at once ------------------------------------------------------------------- */
 
-/* From g, [batch, rows, count, inner, width], the gradient of x @ weight + first + second, where
-   first was repeated over rows and second over count: to_x = g @ transposed, the sum over all rows
-   of x^T g in to_weight, [depth, width], and the sums of g over rows and over count. x and to_x are
-   [batch, rows, count, inner, depth], transposed is [width, depth]; all contiguous. */
+/* From g, [batch, rows, count, inner, width], the gradient of x @ weight + a + b, where a was
+   repeated over rows and b over count: to_x = g @ transposed, the sum over all rows of x^T g in
+   to_weight, [depth, width], and the sums of g over rows and over count, where they are not null.
+
+   x and to_x are [batch, rows, count, inner, depth], transposed is [width, depth]. To to_x are
+   added first, repeated over rows, and second, repeated over count, unless they are null: gradients
+   of x from elsewhere. All is contiguous. */
 template <typename Pool>
 static int back(const Pool &pool, const float *g, const float *x, i64 batch, i64 rows, i64 count,
-                i64 inner, i64 width, i64 depth, const float *transposed, float *to_x,
-                float *to_weight, float *over_rows, float *over_count, i64 streams) {
+                i64 inner, i64 width, i64 depth, const float *transposed, const float *first,
+                const float *second, float *to_x, float *to_weight, float *over_rows,
+                float *over_count, i64 streams) {
+  const i64 line = count * inner, size = line * width, padded = padded_to_tiles(width);
   Sum s = sum_into(to_x, depth, streams);
-  s.axes = 1, s.products = 1;
-  s.shape[0] = batch * rows * count * inner;
-  s.x[0] = g, s.x_step[0][0] = s.depth[0] = width;
-  const i64 padded = padded_to_tiles(width), size = count * inner * width;
+  /* Without an inner axis that of `count` is the longest to run along. */
+  const bool flat = inner == 1 || !first;
+  s.axes = 1 + !flat, s.shape[0] = flat ? line : count, s.shape[1] = inner;
+  s.products = 1, s.depth[0] = width;
+  s.x_step[0][0] = flat ? width : inner * width, s.x_step[0][1] = width;
+  if (first) {
+    s.terms = 2;
+    s.term_step[0][0] = flat ? depth : inner * depth, s.term_step[0][1] = depth;
+    s.term_step[1][1] = depth;
+  }
   const i64 part = part_of_rows(batch, rows, pool.threads), parts = parts_of(rows, part);
+  const i64 chunk = chunk_of(depth, width), block = over_rows ? 4 : part;
   float *const packed = pack(s, &transposed);
-  float *const partial = zeros<float>(batch * parts * size);
+  float *const partial = zeros<float>(over_rows ? batch * parts * size : 0);
   double *const outer = zeros<double>(pool.threads * depth * padded);
   const bool enough = packed && partial && outer;
+  /* Of one batch, `some` lines of to_x. */
+  const auto sum_lines = [&](i64 b, i64 at, i64 some) {
+    for (i64 run; some > 0; at += run, some -= run) {
+      const i64 row = b * rows + at / line, place = at % line, last = s.shape[s.axes - 1];
+      run = least(last - place % last, some);
+      Sum mine = s;
+      mine.x[0] = g + row * size, mine.y = to_x + row * line * depth;
+      if (first) mine.term[0] = first + b * line * depth, mine.term[1] = second + row * inner * depth;
+      sum_rows(mine, place / last, place % last, place % last + run);
+    }
+  };
   if (enough) {
     pool.run(batch * parts, [&](i64 item, i64 thread) {
-      const i64 start = item % parts * part, end = least(start + part, rows);
-      for (i64 from = start; from < end; from += 4) { // few enough to stay in the cache
-        const i64 row = item / parts * rows + from, some = least(4, end - from);
-        const i64 first = row * count * inner, lines = some * count * inner;
-        sum_both(g + first * width, some, count, inner * width, partial + item * size,
-                 over_count + row * inner * width, 1.0f);
-        outer_rows(x + first * depth, depth, depth, g + first * width, width, width, lines,
-                   outer + thread * depth * padded, padded);
-        sum_rows(s, 0, first, first + lines);
+      const i64 b = item / parts, start = item % parts * part, end = least(start + part, rows);
+      double *const mine = outer + thread * depth * padded;
+      for (i64 from = start; from < end; from += block) {
+        const i64 row = b * rows + from, some = least(block, end - from);
+        if (over_rows) // of few rows, that stay in the second cache
+          sum_both(g + row * size, some, count, inner * width, partial + item * size,
+                   over_count + row * inner * width, 1.0f);
+        for (i64 at = from * line; at < (from + some) * line; at += chunk) {
+          const i64 lines = least(chunk, (from + some) * line - at), place = b * rows * line + at;
+          outer_rows(x + place * depth, depth, depth, g + place * width, width, width, lines, mine,
+                     padded);
+          sum_lines(b, at, lines);
+        }
       }
     });
-    add_parts(pool, partial, batch, parts, size, 1.0f, over_rows);
+    if (over_rows) add_parts(pool, partial, batch, parts, size, 1.0f, over_rows);
     add_threads(outer, pool.threads, depth, width, padded, to_weight);
   }
   free(packed), free(partial), free(outer);

@@ -36,8 +36,9 @@ extern "C" int symcompile_outer(i64 axes, const i64 *shape, const float *x, cons
 
 extern "C" int symcompile_back(const float *g, const float *x, i64 batch, i64 rows, i64 count,
                                i64 inner, i64 width, i64 depth, const float *transposed,
-                               float *to_x, float *to_weight, float *over_rows, float *over_count,
-                               i64 streams, i64 threads) {
-  return back(OpenMP{threads}, g, x, batch, rows, count, inner, width, depth, transposed, to_x,
-              to_weight, over_rows, over_count, streams);
+                               const float *first, const float *second, float *to_x,
+                               float *to_weight, float *over_rows, float *over_count, i64 streams,
+                               i64 threads) {
+  return back(OpenMP{threads}, g, x, batch, rows, count, inner, width, depth, transposed, first,
+              second, to_x, to_weight, over_rows, over_count, streams);
 }

@@ -120,9 +120,9 @@ static ffi::Error all_back(ffi::ThreadPool threads, Floats g, Floats x, Floats t
                            Numbers shape) {
   const auto sides = to_weight->dimensions();
   return answer(back(Pool(threads), g.typed_data(), x.typed_data(), shape[0], shape[1], shape[2],
-                     shape[3], sides[1], sides[0], transposed.typed_data(), to_x->typed_data(),
-                     to_weight->typed_data(), over_rows->typed_data(), over_count->typed_data(),
-                     to_x->size_bytes() >= STREAMED));
+                     shape[3], sides[1], sides[0], transposed.typed_data(), nullptr, nullptr,
+                     to_x->typed_data(), to_weight->typed_data(), over_rows->typed_data(),
+                     over_count->typed_data(), to_x->size_bytes() >= STREAMED));
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(symcompile_back, all_back,

@@ -5,6 +5,7 @@ In: a `Compiled`. Out: a file that imports torch alone and defines one module cl
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -34,6 +35,7 @@ from symcompile_torch.text import (
     TEMPLATE,
     TRANSFORMED,
     TWO_MEANS,
+    TWO_MEANS_HELD,
 )
 
 __all__ = ["emit"]
@@ -69,11 +71,11 @@ def emit(compiled: Compiled) -> str:
     default = ""
     if compiled.dtype is not None:
         default = f"        dtype = torch.{compiled.dtype} if dtype is None else dtype\n"
-    sums, products, pairs, means = (
-        any(f"{helper}(" in line for line in parts.compute)
-        for helper in ("_linear_sum", "_product", "_two_means", "_mean")
-    )
-    products, means = products or sums, means or pairs
+    called = set(re.findall(r"\b_\w+(?=\()", "\n".join(parts.compute)))
+    sums, held = "_linear_sum" in called, "_two_means_held" in called
+    products = not called.isdisjoint({"_linear_sum", "_product"})
+    pairs = held or "_two_means" in called
+    means = pairs or "_mean" in called
     return TEMPLATE.format(
         header=header(compiled, "PyTorch"),
         name=compiled.name,
@@ -94,7 +96,9 @@ def emit(compiled: Compiled) -> str:
         laid_out="        self._lay_out()\n" if stacked else "",
         side_by_side=(FLAT if stacked else "") + (FILL if poured else ""),
         products=(LINEAR_SUM if sums else "") + (ONE_GO + PRODUCT if products else ""),
-        means=(TWO_MEANS if pairs else "") + (MEAN if means else ""),
+        means=(TWO_MEANS if pairs else "")
+        + (TWO_MEANS_HELD if held else "")
+        + (MEAN if means else ""),
         transformed=KERNELS + TRANSFORMED if products or means else "",
         read=block(parts.read, 8),
         cast=block((f"{name} = {name}.to(dtype)" for name in parts.inputs), 8),
@@ -189,12 +193,17 @@ class _Torch:
         products: Sequence[Product],
         terms: Sequence[str],
         anchors: Sequence[str],
+        held: str | None,
     ) -> list[str]:
-        return linear_sum(target, products, terms=terms, anchors=anchors)
+        return linear_sum(target, products, held, terms=terms, anchors=anchors)
 
-    def two_means(self, value: str, axis: int, counts: Sequence[str], *, widen: bool) -> str | None:
+    def two_means(
+        self, value: str, axis: int, counts: Sequence[str], weight: str | None, *, widen: bool
+    ) -> str | None:
         dtype = ", dtype=wide" if widen else ""
-        return f"_two_means({value}, {axis}, ({', '.join(counts)}){dtype})"
+        joined = f", {weight}" if weight else ""
+        helper = "_two_means_held" if weight else "_two_means"
+        return f"{helper}({value}, {axis}, ({', '.join(counts)}){joined}{dtype})"
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         dims = str(axes[0]) if len(axes) == 1 else str(tuple(axes))

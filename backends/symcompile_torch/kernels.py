@@ -60,10 +60,12 @@ def _call(name: str, width: int, *args: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A tensor as its address, several as an array of theirs, numbers as the kernels take them."""
+    """A tensor as its address (none as null), several as an array, numbers as the kernels want."""
     match value:
         case Tensor():
             return ctypes.c_void_p(value.data_ptr())
+        case None:
+            return ctypes.c_void_p()
         case float():
             return ctypes.c_float(value)
         case int():
@@ -110,10 +112,12 @@ def _linear_sum(
     sources: Sequence[int],
     orders: Sequence[int],
     terms: Sequence[Tensor],
+    held: Tensor | None,
 ) -> Tensor:
     """The sum of products `x[sources[i]].permute(order i) @ weights[i]`, and of terms, broadcast.
 
-    `orders` holds one permutation of the axes but the last after another.
+    `orders` holds one permutation of the axes but the last after another. `held` comes from
+    `sums_held` of the one x and the one weight, and takes their gradient in their place.
     """
     axes = x[0].dim() - 1
     views = [
@@ -166,6 +170,7 @@ def _linear_sum_shape(
     sources: Sequence[int],
     orders: Sequence[int],
     terms: Sequence[Tensor],
+    held: Tensor | None,
 ) -> Tensor:
     axes = x[0].dim() - 1
     shape = [x[sources[0]].shape[axis] for axis in orders[:axes]]
@@ -173,26 +178,31 @@ def _linear_sum_shape(
 
 
 def _linear_sum_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weights, ctx.sources, orders, terms = inputs
+    x, weights, ctx.sources, orders, terms, held = inputs
+    ctx.held = held is not None
     ctx.orders = _orders(x[0].dim() - 1, orders)
     ctx.count = len(x)
     ctx.terms = [term.shape for term in terms]
-    ctx.save_for_backward(*x, *weights)
+    ctx.weights = len(weights)
+    ctx.save_for_backward(*([] if ctx.held else [*x, *weights]))
 
 
 def _linear_sum_back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     saved = ctx.saved_tensors  # once: checkpointing hands it out once
     x, weights = saved[: ctx.count], saved[ctx.count :]
-    to_x, to_weights, _, _, to_terms = ctx.needs_input_grad
+    to_x, to_weights, _, _, to_terms, _ = ctx.needs_input_grad
     ops, grad = torch.ops.symcompile, grad.contiguous()
     pair = _pair(grad, ctx.terms, to_terms)
+    if ctx.held:
+        of_terms = _of_terms(grad, ctx.terms, to_terms, _pair_of_sums(grad, pair))
+        return [None] * ctx.count, [None] * ctx.weights, None, None, of_terms, grad
     usual = ctx.orders == [list(range(grad.dim() - 1))] and to_x[0] and to_weights[0]
     if usual and pair and not torch.is_grad_enabled():
         # One product, its axes as they are, not to be differentiated again: read everything once.
         axis, first, second = pair
         found = ops.back(grad, x[0], weights[0], axis)
         made = {first: found[2], second: found[3]}
-        return [found[0]], [found[1]], None, None, _of_terms(grad, ctx.terms, to_terms, made)
+        return [found[0]], [found[1]], None, None, _of_terms(grad, ctx.terms, to_terms, made), None
     of_x: list[Tensor | None] = [None] * len(x)
     for place, needed in enumerate(to_x):
         read = [i for i, source in enumerate(ctx.sources) if source == place]
@@ -203,16 +213,13 @@ def _linear_sum_back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
             else:
                 orders = [axis for order, _ in back for axis in order]
                 transposed = [weight for _, weight in back]
-                of_x[place] = ops.linear_sum([grad], transposed, [0] * len(read), orders, [])
+                of_x[place] = ops.linear_sum([grad], transposed, [0] * len(read), orders, [], None)
     of_weights = [
         ops.outer(x[source], order, grad) if needed else None
         for source, order, needed in zip(ctx.sources, ctx.orders, to_weights, strict=True)
     ]
-    sums = {}
-    if pair:
-        axis, first, second = pair
-        sums[first], sums[second] = ops.sums(grad, axis, False)
-    return of_x, of_weights, None, None, _of_terms(grad, ctx.terms, to_terms, sums)
+    of_terms = _of_terms(grad, ctx.terms, to_terms, _pair_of_sums(grad, pair))
+    return of_x, of_weights, None, None, of_terms, None
 
 
 # Of many gradients at once (`is_grads_batched=`), an operator of lists takes none.
@@ -232,6 +239,14 @@ def _pair(
     return next(
         ((axis, alone[axis], alone[axis + 1]) for axis in sorted(alone) if axis + 1 in alone), None
     )
+
+
+def _pair_of_sums(grad: Tensor, pair: tuple[int, int, int] | None) -> dict[int, Tensor]:
+    """The gradients of a pair of terms, by place."""
+    if pair is None:
+        return {}
+    axis, *places = pair
+    return dict(zip(places, torch.ops.symcompile.sums(grad, axis, False), strict=True))
 
 
 def _of_terms(
@@ -316,6 +331,54 @@ def _spread_back(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     return (*torch.ops.symcompile.sums(grad, ctx.axis, False), None)
 
 
+def _sums_held(x: Tensor, weight: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """As `sums`, of an x that `linear_sum` will multiply by a weight; and a tensor, held for it.
+
+    That one has the shape of the product, no entries of its own, and takes its gradient: then x,
+    weight and the gradients are read together, once, and the gradient of x is written once.
+    """
+    return *_sums(x, axis, mean), _held(x, weight)
+
+
+def _held(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_zeros(()).expand(*x.shape[:-1], weight.shape[1])
+
+
+def _sums_held_shape(
+    x: Tensor, weight: Tensor, axis: int, mean: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return *_sums_shape(x, axis, mean), _held(x, weight)
+
+
+def _sums_held_keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, weight, ctx.axis, ctx.mean = inputs
+    ctx.sizes = x.shape[ctx.axis : ctx.axis + 2]
+    ctx.save_for_backward(x, weight)
+    ctx.set_materialize_grads(False)
+
+
+def _sums_held_back(
+    ctx: Any, first: Tensor | None, second: Tensor | None, grad: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, None, None]:
+    x, weight = ctx.saved_tensors
+    to_x, to_weight, _, _ = ctx.needs_input_grad
+    ops, axis, (rows, count) = torch.ops.symcompile, ctx.axis, ctx.sizes
+    none = _sums_shape(x, axis, False)
+    first = none[0].zero_() if first is None else first / rows if ctx.mean else first
+    second = none[1].zero_() if second is None else second / count if ctx.mean else second
+    if grad is None:
+        return ops.spread(first, second, axis) if to_x else None, None, None, None
+    if to_x and to_weight and not torch.is_grad_enabled():
+        return *ops.back_from(grad, x, weight, axis, first, second), None, None
+    order, terms = [*range(grad.dim() - 1)], [first.unsqueeze(axis), second.unsqueeze(axis + 1)]
+    of_x = None
+    if to_x and _is_batched(grad):
+        of_x = grad @ weight.t() + terms[0] + terms[1]
+    elif to_x:
+        of_x = ops.linear_sum([grad], [weight.t()], [0], order, terms, None)
+    return of_x, ops.outer(x, order, grad) if to_weight else None, None, None
+
+
 # -- outer products -------------------------------------------------------------------------
 
 
@@ -359,9 +422,9 @@ def _outer_back(ctx: Any, to_weight: Tensor) -> tuple[Tensor, None, Tensor]:
     x, grad = ctx.saved_tensors
     linear_sum = torch.ops.symcompile.linear_sum
     return (
-        linear_sum([grad], [to_weight.t()], [0], _inverse(ctx.order), []),
+        linear_sum([grad], [to_weight.t()], [0], _inverse(ctx.order), [], None),
         None,
-        linear_sum([x], [to_weight], [0], ctx.order, []),
+        linear_sum([x], [to_weight], [0], ctx.order, [], None),
     )
 
 
@@ -371,43 +434,90 @@ def _outer_back(ctx: Any, to_weight: Tensor) -> tuple[Tensor, None, Tensor]:
 def _back(grad: Tensor, x: Tensor, weight: Tensor, axis: int) -> tuple[Tensor, ...]:
     """The gradients of x, weight and two terms, of a sum of `x @ weight` and terms that were
     broadcast over `axis` and over the axis after it."""
-    order, before = list(range(grad.dim() - 1)), grad.shape[:axis].numel()
-    if grad.numel() == 0 or _too_few(before, grad.shape[axis]):
-        to_x = _linear_sum([grad], [weight.t()], [0], order, [])
+    if grad.numel() == 0 or _too_few(grad.shape[:axis].numel(), grad.shape[axis]):
+        order = list(range(grad.dim() - 1))
+        to_x = _linear_sum([grad], [weight.t()], [0], order, [], None)
         return to_x, _outer(x, order, grad), *_sums(grad, axis, False)
-    _check_dtype(grad, x, weight)
+    found = _back_shape(grad, x, weight, axis)
+    _go_back(grad, x, weight, axis, None, None, *found)
+    return found
+
+
+def _go_back(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    axis: int,
+    first: Tensor | None,
+    second: Tensor | None,
+    to_x: Tensor,
+    to_weight: Tensor,
+    over_rows: Tensor | None,
+    over_count: Tensor | None,
+) -> None:
+    """Fill to_x, to_weight and the two sums, to_x with the terms first and second in it."""
+    _check_dtype(grad, x, weight, *(term for term in (first, second) if term is not None))
     if (*x.shape[:-1], *weight.shape) != (*grad.shape[:-1], x.shape[-1], grad.shape[-1]):
         raise ValueError(
             f"found a gradient {tuple(grad.shape)} of {tuple(x.shape)} times {tuple(weight.shape)}"
         )
-    found = _back_shape(grad, x, weight, axis)
-    grad, x = grad.contiguous(), x.contiguous()
-    inner = grad.shape[axis + 2 : -1].numel()
     depth, width = weight.shape
     _call(
         "symcompile_back",
         min(depth, width),
-        grad,
-        x,
-        before,
+        grad.contiguous(),
+        x.contiguous(),
+        grad.shape[:axis].numel(),
         *grad.shape[axis : axis + 2],
-        inner,
+        grad.shape[axis + 2 : -1].numel(),
         width,
         depth,
         weight.t().contiguous(),
-        *found,
+        first,
+        second,
+        to_x,
+        to_weight,
+        over_rows,
+        over_count,
         int(x.nbytes >= _STREAMED),
     )
-    return found
 
 
 def _back_shape(grad: Tensor, x: Tensor, weight: Tensor, axis: int) -> tuple[Tensor, ...]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape), *_sums_shape(grad, axis, False)
 
 
+def _back_from(
+    grad: Tensor, x: Tensor, weight: Tensor, axis: int, first: Tensor, second: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x and weight: of `x @ weight`, and of the sums of x over `axis` and over the
+    axis after it, whose gradients are `first` and `second`."""
+    if grad.numel() == 0 or _too_few(grad.shape[:axis].numel(), grad.shape[axis]):
+        order = list(range(grad.dim() - 1))
+        terms = [first.unsqueeze(axis), second.unsqueeze(axis + 1)]
+        return _linear_sum([grad], [weight.t()], [0], order, terms, None), _outer(x, order, grad)
+    wanted = [tuple(shaped.shape) for shaped in _sums_shape(x, axis, False)]
+    if [tuple(first.shape), tuple(second.shape)] != wanted:
+        raise ValueError(
+            f"found {tuple(first.shape)} and {tuple(second.shape)}, expected {wanted[0]} and "
+            f"{wanted[1]}"
+        )
+    to_x, to_weight = _back_from_shape(grad, x, weight, axis, first, second)
+    terms = [first.contiguous(), second.contiguous()]
+    _go_back(grad, x, weight, axis, terms[0], terms[1], to_x, to_weight, None, None)
+    return to_x, to_weight
+
+
+def _back_from_shape(
+    grad: Tensor, x: Tensor, weight: Tensor, axis: int, first: Tensor, second: Tensor
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
 # -- the operators --------------------------------------------------------------------------
 
-_X = "Tensor[] x, Tensor[] weights, int[] sources, int[] orders, Tensor[] terms"
+_X = "Tensor[] x, Tensor[] weights, int[] sources, int[] orders, Tensor[] terms, Tensor? held"
+_GRADIENT = "Tensor grad, Tensor x, Tensor weight, int axis"
 
 _OPERATORS: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
     (
@@ -426,10 +536,18 @@ _OPERATORS: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
         "outer(Tensor x, int[] order, Tensor grad) -> Tensor",
         (_outer, _outer_shape, _outer_back, _outer_keep),
     ),
-    # Used where a gradient is not to be differentiated again.
     (
-        "back(Tensor grad, Tensor x, Tensor weight, int axis) -> (Tensor, Tensor, Tensor, Tensor)",
+        "sums_held(Tensor x, Tensor weight, int axis, bool mean) -> (Tensor, Tensor, Tensor)",
+        (_sums_held, _sums_held_shape, _sums_held_back, _sums_held_keep),
+    ),
+    # The last two are for gradients that are not to be differentiated again.
+    (
+        f"back({_GRADIENT}) -> (Tensor, Tensor, Tensor, Tensor)",
         (_back, _back_shape),
+    ),
+    (
+        f"back_from({_GRADIENT}, Tensor first, Tensor second) -> (Tensor, Tensor)",
+        (_back_from, _back_from_shape),
     ),
 )
 """By signature: what computes it, the shape of the result, its gradient, what that one needs."""

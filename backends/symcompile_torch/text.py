@@ -146,7 +146,7 @@ def _flat(*parts):
     """The entries of all parts in a row, without a copy where they lie side by side already."""
     if torch.compiler.is_compiling() or not _side_by_side(parts):
         return torch.cat([part.reshape(-1) for part in parts])
-    return _SideBySide.apply(*parts)
+    return (_SideBySide.apply if torch.is_grad_enabled() else _SideBySide.forward)(*parts)
 
 
 def _side_by_side(parts):
@@ -227,10 +227,28 @@ def _places(layer):
 TWO_MEANS = '''\
 def _two_means(x, dim, counts, dtype=None):
     """The means over one axis and over the one after it, of `counts` entries."""
-    fits = _has_kernels(x, x.numel()) and dtype in (None, x.dtype) and x.is_contiguous()
-    if fits and _fill_vectors(x.shape[dim + 2 :].numel()):
+    if _reads_once(x, dim, dtype):
         return torch.ops.symcompile.sums(x, x.dim() + dim, True)
     return tuple(_mean(x, dim + k, count, dtype) for k, count in enumerate(counts))
+
+
+def _reads_once(x, dim, dtype):
+    fits = _has_kernels(x, x.numel()) and dtype in (None, x.dtype) and x.is_contiguous()
+    return fits and _fill_vectors(x.shape[dim + 2 :].numel())
+
+
+'''
+
+TWO_MEANS_HELD = '''\
+def _two_means_held(x, dim, counts, weight, dtype=None):
+    """As `_two_means`, of an x that a sum will multiply by a weight; and what that sum holds.
+
+    That is None or a tensor which takes the gradient of the product: with those of the means it
+    makes those of x and weight, together, reading x once.
+    """
+    if torch.is_grad_enabled() and x.dtype == weight.dtype and _reads_once(x, dim, dtype):
+        return torch.ops.symcompile.sums_held(x, weight, x.dim() + dim, True)
+    return *_two_means(x, dim, counts, dtype), None
 
 
 '''
@@ -242,7 +260,7 @@ def _mean(x, dim, count, dtype=None):
     The gradient of torch's own is as large as `x`; this one divides first and repeats a view.
     """
     if _by_product(x, dim, dtype):
-        return _Mean.apply(x, dim)
+        return (_Mean.apply if _differs(x) else _Mean.forward)(x, dim)
     if x.requires_grad and torch.is_grad_enabled():
         return x.sum(dim, dtype=dtype) / count
     return x.mean(dim, dtype=dtype)
@@ -303,7 +321,7 @@ def _product(x, weight):
     rows = x.numel() // x.shape[-1]
     if _LINEAR is not None and not _in_transform():
         if not torch.compiler.is_compiling():
-            return _Product.apply(x, weight)
+            return (_Product.apply if _differs(x, weight) else _Product.forward)(x, weight)
         if _fits([((x,), weight)], ()):
             return _in_one_go([((x,), weight)], ())
         # The operator has no derivative forward. A convolution makes torch.compile lay out other
@@ -411,17 +429,17 @@ if _LINEAR is not None and not hasattr(torch.ops.symcompile, "linear"):
 '''
 
 LINEAR_SUM = '''\
-def _linear_sum(*products, terms=(), anchors=()):
+def _linear_sum(*products, terms=(), anchors=(), held=None):
     """The sum of products and terms, in one go where symcompile's kernels are at hand.
 
     A product is (x, weight) or (x, weight, axes): index axis k of what is added is its axis
     `axes[k]`; a tuple x stands for its parts side by side. Terms are broadcast to the first
-    product. Under vmap that one may lack a batch axis of what is added to it: zeros made from all
-    terms and anchors give it the axis.
+    product; for what is held see `_two_means_held`. Under vmap the first product may lack a batch
+    axis of what is added to it: zeros made from all terms and anchors give it the axis.
     """
     products = [(x if type(x) is tuple else (x,), *other) for x, *other in products]
     if _fits(products, terms):
-        return _in_one_go(products, terms)
+        return _in_one_go(products, terms, held)
     (parts, weight), *others = products
     if _transformed():
         for part in (*terms, *anchors):
@@ -476,7 +494,7 @@ def _fits(products, terms):
     )
 
 
-def _in_one_go(products, terms):
+def _in_one_go(products, terms, held=None):
     values, sources, orders, weights = [], [], [], []
     for parts, weight, *axes in products:
         batch = parts[0].dim() - 1 - (len(axes[0]) if axes else 0)
@@ -488,7 +506,7 @@ def _in_one_go(products, terms):
             sources.append(known[0] if known else len(values) - 1)
             orders += [*range(batch), *moved]
         weights += weight.split([part.shape[-1] for part in parts])
-    return torch.ops.symcompile.linear_sum(values, weights, sources, orders, list(terms))
+    return torch.ops.symcompile.linear_sum(values, weights, sources, orders, list(terms), held)
 
 
 '''
@@ -510,6 +528,13 @@ def _has_kernels(x, entries):
 def _fill_vectors(channels):
     """Whether the vectors of a processor are well filled: if not, PyTorch is as fast or faster."""
     return channels % 8 == 0 or channels > 16
+
+
+def _differs(*parts):
+    """Whether this call may be differentiated; if not, the way by autograd is a detour."""
+    if getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0:
+        return True
+    return torch.is_grad_enabled() and any(part.requires_grad for part in parts)
 
 
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)

@@ -102,14 +102,20 @@ class Dialect(Protocol):
         products: Sequence[Product],
         terms: Sequence[str],
         anchors: Sequence[str],
+        held: str | None,
     ) -> list[str]:
         """Statements that assign `target`: the sum of products, the first of which has full extent
-        and keeps its axes, and of terms, broadcast; for anchors see `ir.accumulate`."""
+        and keeps its axes, and of terms, broadcast; for anchors see `ir.accumulate`, for what is
+        held `two_means`."""
 
-    def two_means(self, value: str, axis: int, counts: Sequence[str], *, widen: bool) -> str | None:
+    def two_means(
+        self, value: str, axis: int, counts: Sequence[str], weight: str | None, *, widen: bool
+    ) -> str | None:
         """A tuple: the means over `axis` and over the one after it; None to have them one by one.
 
-        See `reduce`.
+        If there is a weight, `linear_sum` will multiply the value by it, as the one product of a
+        sum, and nothing else will read the value along all its axes. The tuple has a third member
+        then, which that sum holds: so their gradients can be made together. See `reduce`.
         """
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:

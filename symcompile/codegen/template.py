@@ -64,7 +64,9 @@ def block(lines: Iterable[str], indent: int) -> str:
     return textwrap.indent("\n".join(lines), " " * indent)
 
 
-def linear_sum(target: str, products: Sequence[Product], **named: Sequence[str]) -> list[str]:
+def linear_sum(
+    target: str, products: Sequence[Product], held: str | None = None, **named: Sequence[str]
+) -> list[str]:
     """The call of a helper that sums products, and named values such as terms."""
     args = []
     for product in products:
@@ -75,6 +77,8 @@ def linear_sum(target: str, products: Sequence[Product], **named: Sequence[str])
     for name, values in named.items():
         if values:
             args.append(f"{name}={wrapped(values, width=50)}")
+    if held:
+        args.append(f"held={held}")
     lines = textwrap.indent("".join(f"{arg},\n" for arg in args), " " * 4)
     return [f"{target} = _linear_sum(\n{lines})"]
 

@@ -125,6 +125,8 @@ class _Writer:
         self.grids = grids_of(self.program)
         self.cells: dict[tuple[str, int, int], str] = {}  # pieces of weights, by first row, column
         self.paired: dict[int, _Value] = {}  # means made with another of the same value
+        self.joined = self._joined_sums()  # by value, the mix of the one sum that multiplies it
+        self.held: dict[int, str] = {}  # by mix, what its sum holds of the means of what it reads
         self.current = 0  # the op being written
         # Names of values worth freeing: those with index axes, where anything has some.
         self.large: set[str] = set()
@@ -284,14 +286,35 @@ class _Writer:
         source = self.values[first.args[0]]
         place = first.axes[0] - len(self.types[first.args[0]].labels) - 1
         counts = [self._count(op) for _, op in pair]
-        text = self.dialect.two_means(source.text, place, counts, widen=not source.wide)
+        mix = None if source.wide else self.joined.get(first.args[0])
+        weight = None
+        if mix is not None and mix not in self.held:
+            op = self.program.ops[mix]
+            assert isinstance(op, Mix), "sums multiply by mixes"
+            weight = self._weight(op)
+        text = self.dialect.two_means(source.text, place, counts, weight, widen=not source.wide)
         if text is None:
             return False
         names = [self._new(self._reduced(op)) for _, op in pair]
-        self.lines.append(f"{wrapped(names, bare=True)} = {text}")
-        for (number, _), name in zip(pair, names, strict=True):
+        if mix is not None and weight:
+            self.held[mix] = self.namer(f"{source.stem}_held")
+            names.append(self.held[mix])
+        width = _LINE - 20 if len(names) == 2 else 0
+        self.lines.append(f"{wrapped(names, bare=True, width=width)} = {text}")
+        for (number, _), name in zip(pair, names[:2], strict=True):
             self.paired[number] = _Value(name, wide=True, stem=name)
         return True
+
+    def _joined_sums(self) -> dict[int, int]:
+        """By number of a value, the mix of a sum that is its one reader but for means."""
+        found = {}
+        for made in self.owned.sums.values():
+            if made.accumulation and not made.accumulation.late:
+                (arg,) = self.program.ops[made.accumulation.base].args
+                others = [self.program.ops[reader] for reader in self.readers[arg]]
+                if sum(not isinstance(op, Reduce) for op in others) == 1:
+                    found[arg] = made.accumulation.base
+        return found
 
     def _move_axes(self, text: str, source: Sequence[int], target: Sequence[int]) -> str:
         return self.dialect.move_axes(text, *one_move(source, target))
@@ -522,7 +545,8 @@ class _Writer:
             written.update(_behind_broadcasts(self.program.ops, arg))
         anchors = [self.values[arg].text for arg in accumulation.anchors if arg not in written]
         target = self._new(name)
-        self.lines += self.dialect.linear_sum(target, products, terms, anchors)
+        held = self.held.get(accumulation.base)
+        self.lines += self.dialect.linear_sum(target, products, terms, anchors, held)
         return _Value(target, stem=target)
 
     def _parts(self, number: int) -> tuple[str, ...]:
