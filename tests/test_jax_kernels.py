@@ -72,7 +72,7 @@ def a_sum(seed, sizes, depth, width, products, terms):  # type: ignore[no-untype
     weights = [draw(rng, depth, width) for _ in sources]
     shapes = [[size if rng.integers(2) else 1 for size in sizes] for _ in range(terms)]
     added = [draw(rng, *shape[int(rng.integers(axes + 1)) :], width) for shape in shapes]
-    params = {"sources": tuple(sources), "orders": orders, "shape": (*sizes, width)}
+    params = {"sources": tuple(sources), "orders": orders, "shape": (*sizes, width), "held": False}
     return (*x, *weights, *added), params
 
 
@@ -132,7 +132,9 @@ def test_a_batch_of_sums(recipe, seed) -> None:  # type: ignore[no-untyped-def]
 def test_a_batch_is_an_axis_of_rows() -> None:
     rng = np.random.default_rng(0)
     x, weight, term = draw(rng, 3, 5, 6, 8), draw(rng, 8, 8), draw(rng, 3, 1, 6, 8)
-    compute = partial(kernels._linear_sum.bind, sources=(0,), orders=((1, 0),), shape=(6, 5, 8))
+    compute = partial(
+        kernels._linear_sum.bind, sources=(0,), orders=((1, 0),), shape=(6, 5, 8), held=False
+    )
     swapped = term.transpose(0, 2, 1, 3)
     assert count(jax.vmap(compute, (0, None, 0)), x, weight, swapped) == 1
     assert count(jax.vmap(compute, (0, None, None)), x, weight, swapped[0]) == 1
@@ -199,6 +201,77 @@ def test_long_sums_keep_their_digits() -> None:
     assert jnp.abs(outer - 400_000 * value**2).max() < 1e-6 * 400_000 * value**2
 
 
+def joined(axis, used, x, weight, term):  # type: ignore[no-untyped-def]
+    """Means and a sum of the same array, some of them."""
+    first, second, held = kernels.two_means_held(x, weight, axis)
+    y = kernels.linear_sum([((x,), weight)], [term], held)
+    return [part for part, yes in zip((first, second, y), used, strict=True) if yes]
+
+
+def joined_plainly(axis, used, x, weight, term):  # type: ignore[no-untyped-def]
+    made = x.mean(axis), x.mean(axis + 1), x @ weight + term
+    return [part for part, yes in zip(made, used, strict=True) if yes]
+
+
+USED = [(1, 1, 1), (1, 0, 1), (0, 0, 1), (1, 1, 0)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.tuples(*[st.integers(1, 9)] * 4),
+    st.tuples(*[st.integers(1, 40)] * 2),
+    st.integers(0, 2),
+    st.sampled_from(USED),
+    st.sampled_from([(0, 1, 2), (0, 1), (0, 2), (1, 2), (0,), (1,)]),
+    st.integers(0, 2**32 - 1),
+)
+def test_derivatives_of_means_and_a_sum_together(sizes, channels, axis, used, asked, seed) -> None:  # type: ignore[no-untyped-def]
+    """Forward, backward, backward again, transposed, of what is asked for; and a batch of them."""
+    rng, (depth, width) = np.random.default_rng(seed), channels
+    args = draw(rng, *sizes, depth), draw(rng, depth, width), draw(rng, width)
+
+    def all_of_them(how, *args):  # type: ignore[no-untyped-def]
+        def of_asked(*some):  # type: ignore[no-untyped-def]
+            every = [*args]
+            for place, one in zip(asked, some, strict=True):
+                every[place] = one
+            return how(axis, used, *every)
+
+        def loss(some):  # type: ignore[no-untyped-def]
+            return sum((part**2).sum() for part in of_asked(*some))
+
+        some = tuple(args[place] for place in asked)
+        tangents = tuple(jnp.cos(one) for one in some)
+        first = jax.grad(loss)(some)
+        second = jax.grad(lambda some: sum((g**2).sum() for g in jax.grad(loss)(some)))(some)
+        values, forward = jax.jvp(of_asked, some, tangents)
+        each = jax.vmap(lambda x: jax.grad(lambda x: loss_of(how, x, *args[1:]))(x))(
+            jnp.stack([args[0], -args[0]], 1).swapaxes(0, 1)
+        )
+        both = jax.vmap(lambda w: jax.grad(lambda w: loss_of(how, args[0], w, args[2]))(w))(
+            jnp.stack([args[1], -args[1]])
+        )
+        return values, forward, first, second, each, both
+
+    def loss_of(how, *args):  # type: ignore[no-untyped-def]
+        return sum((part**2).sum() for part in how(axis, used, *args))
+
+    found = jax.jit(partial(all_of_them, joined))(*args)
+    all_close(found, exact(partial(all_of_them, joined_plainly), *args), 1e-4)
+
+
+def test_means_and_a_sum_as_a_linear_function() -> None:
+    rng = np.random.default_rng(2)
+    x, weight = draw(rng, 3, 5, 6, 8), draw(rng, 8, 4)
+    term = jnp.zeros(4)
+    y = joined_plainly(1, (1, 1, 1), x, weight, term)
+    found, wanted = (
+        jax.linear_transpose(lambda x, how=how: how(1, (1, 1, 1), x, weight, term), x)(y)
+        for how in (joined, joined_plainly)
+    )
+    all_close(found, wanted, 1e-5)
+
+
 # -- what runs them -------------------------------------------------------------------------
 
 
@@ -228,6 +301,27 @@ def test_a_gradient_is_one_kernel() -> None:
     text = jax.jit(pulled).lower(*args).as_text()
     assert text.count("@symcompile_") == 2
     assert text.count("@symcompile_linear_sum_") == text.count("@symcompile_back_") == 1
+
+
+def test_gradients_of_means_and_a_sum_are_one_kernel() -> None:
+    """And what the sum holds is never made."""
+    _, _, (x, weight, *terms) = a_call()
+
+    def compute(x, weight, *terms):  # type: ignore[no-untyped-def]
+        first, second, held = kernels.two_means_held(x, weight, 1)
+        return first, second, kernels.linear_sum([((x,), weight)], terms, held)
+
+    def pulled(*args):  # type: ignore[no-untyped-def]
+        y, pull = jax.vjp(compute, *args)
+        return y, pull(y)
+
+    program = jax.jit(pulled).lower(x, weight, *terms)
+    text = program.as_text()
+    calls = [text.count(f"@symcompile_{name}_") for name in ("linear_sum", "sums", "back_from")]
+    assert calls == [1, 2, 1]
+    assert text.count("@symcompile_") == 4
+    forward = jax.jit(compute).lower(x, weight, *terms).compile().memory_analysis()
+    assert forward.temp_size_in_bytes < x.nbytes / 10
 
 
 def test_axes_that_move_before_a_sum_are_read_as_they_lie() -> None:

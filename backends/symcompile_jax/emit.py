@@ -136,16 +136,16 @@ _KERNELS = sys.modules.get("symcompile_jax.kernels")
 
 _LINEAR_SUM = '''
 
-def _linear_sum(*products, terms=()):
+def _linear_sum(*products, terms=(), held=None):
     """The sum of products and terms, in one go where symcompile's kernels are at hand.
 
     A product is (x, weight) or (x, weight, axes): index axis k of what is added is its axis
     `axes[k]`; a tuple x stands for its parts side by side. Terms are broadcast to the first
-    product.
+    product; for what is held see `_two_means_held`.
     """
     products = [(x if type(x) is tuple else (x,), *other) for x, *other in products]
     if _KERNELS is not None and _KERNELS.fits(products, terms):
-        return _KERNELS.linear_sum(products, terms)
+        return _KERNELS.linear_sum(products, terms, held)
     (parts, weight), *others = products
     total = _joined(parts) @ weight
     for parts, weight, axes in others:
@@ -168,6 +168,20 @@ def _two_means(x, axis, dtype=None):
     if _KERNELS is not None and dtype in (None, x.dtype) and _KERNELS.two_means_fit(x, axis):
         return _KERNELS.two_means(x, axis)
     return x.mean(axis=axis, dtype=dtype), x.mean(axis=axis + 1, dtype=dtype)
+'''
+
+_TWO_MEANS_HELD = '''
+
+def _two_means_held(x, axis, weight, dtype=None):
+    """As `_two_means`, of an x that a sum will multiply by a weight; and what that sum holds.
+
+    That is None or zeros which have the derivatives of the product: with those of the means they
+    make those of x and weight, together, reading x once.
+    """
+    plain = dtype in (None, x.dtype) and x.dtype == weight.dtype
+    if _KERNELS is not None and plain and _KERNELS.two_means_fit(x, axis):
+        return _KERNELS.two_means_held(x, weight, axis)
+    return *_two_means(x, axis, dtype), None
 '''
 
 _ON_DIAGONAL = '''
@@ -224,10 +238,11 @@ def emit(compiled: Compiled) -> str:
         weights.append(f"{filled.name} = _filled{wrapped(blocks, width=40)}")
     if parts.reduces:
         weights.append("wide = jnp.promote_types(dtype, jnp.float32)  # reductions")
-    sums, pairs = (
+    sums, held, pairs = (
         any(f"{helper}(" in line for line in parts.compute)
-        for helper in ("_linear_sum", "_two_means")
+        for helper in ("_linear_sum", "_two_means_held", "_two_means")
     )
+    pairs = pairs or held
     listing = "".join(f"    {name!r}: {shape!r},\n" for name, shape in shapes)
     source = _TEMPLATE.format(
         header=header(compiled, "JAX"),
@@ -247,6 +262,7 @@ def emit(compiled: Compiled) -> str:
         ),
     )
     source += (_LINEAR_SUM if sums else "") + (_TWO_MEANS if pairs else "")
+    source += _TWO_MEANS_HELD if held else ""
     source += _ON_DIAGONAL if "_equal(" in source else ""
     return source + (_FILLED if compiled.program.filled else "")
 
@@ -284,13 +300,15 @@ class _Jax:
         anchors: Sequence[str],
         held: str | None,
     ) -> list[str]:
-        return linear_sum(target, products, terms=terms)
+        return linear_sum(target, products, held, terms=terms)
 
     def two_means(
         self, value: str, axis: int, counts: Sequence[str], weight: str | None, *, widen: bool
     ) -> str | None:
-        text = f"_two_means({value}, {axis}{', dtype=wide' if widen else ''})"
-        return f"*{text}, None" if weight else text  # gradients are made apart: nothing is held
+        dtype = ", dtype=wide" if widen else ""
+        if weight:
+            return f"_two_means_held({value}, {axis}, {weight}{dtype})"
+        return f"_two_means({value}, {axis}{dtype})"
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         over = str(axes[0]) if len(axes) == 1 else str(tuple(axes))

@@ -19,7 +19,15 @@ from jax.core import ShapedArray
 
 from symcompile_kernels.build import X86, library, runs_here
 
-__all__ = ["AVAILABLE", "MOST", "all_gradients", "outer_product", "sum_of_products", "two_sums"]
+__all__ = [
+    "AVAILABLE",
+    "MOST",
+    "all_gradients",
+    "gradients_from",
+    "outer_product",
+    "sum_of_products",
+    "two_sums",
+]
 
 MOST = 8
 """Products, terms and axes of a sum that `kernels.hpp` has room for."""
@@ -31,7 +39,7 @@ def _register(kind: str) -> bool:
         return False
     try:
         made = ctypes.CDLL(str(library(kind, host="xla")))
-        for name in ("linear_sum", "sums", "outer", "back"):
+        for name in ("linear_sum", "sums", "outer", "back", "back_from"):
             handler = jax.ffi.pycapsule(  # type: ignore[no-untyped-call]
                 getattr(made, f"symcompile_{name}")
             )
@@ -147,6 +155,26 @@ def all_gradients(g: Array, x: Array, weight: Array, *, axis: int) -> list[Array
         g,
         x,
         weight.T,
+        shape=(prod(before), rows, count, prod(after[:-1])),
+    )
+    return made
+
+
+def gradients_from(
+    g: Array, x: Array, weight: Array, first: Array, second: Array, *, axis: int
+) -> list[Array]:
+    """The gradients of x and weight: of `x @ weight`, and of the sums of x over `axis` and over the
+    axis after it, whose gradients are `first` and `second`."""
+    before, (rows, count), after = g.shape[:axis], g.shape[axis : axis + 2], g.shape[axis + 2 :]
+    made: list[Array] = _call(
+        "back_from",
+        min(weight.shape),
+        [x.shape, weight.shape],
+        g,
+        x,
+        weight.T,
+        first,
+        second,
         shape=(prod(before), rows, count, prod(after[:-1])),
     )
     return made

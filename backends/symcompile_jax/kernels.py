@@ -31,12 +31,13 @@ from symcompile_jax.handlers import (
     AVAILABLE,
     MOST,
     all_gradients,
+    gradients_from,
     outer_product,
     sum_of_products,
     two_sums,
 )
 
-__all__ = ["AVAILABLE", "fits", "linear_sum", "two_means", "two_means_fit"]
+__all__ = ["AVAILABLE", "fits", "linear_sum", "two_means", "two_means_fit", "two_means_held"]
 
 Order: TypeAlias = tuple[int, ...]
 Product: TypeAlias = tuple[Array, Array, Order]
@@ -186,8 +187,14 @@ def _made(values: Sequence[Any]) -> tuple[Any, ...]:
 # -- sums of products -----------------------------------------------------------------------
 
 
-def linear_sum(products: Sequence[Written], terms: Sequence[Array]) -> Array:
-    """The sum of products and of terms, broadcast to the first product."""
+def linear_sum(
+    products: Sequence[Written], terms: Sequence[Array], held: Array | None = None
+) -> Array:
+    """The sum of products and of terms, broadcast to the first product.
+
+    Args:
+        held: of `two_means_held` of the one x and the one weight: takes their derivatives.
+    """
     made: list[Product] = []
     for parts, weight, *axes in products:
         moved = axes[0] if axes else ()
@@ -197,14 +204,19 @@ def linear_sum(products: Sequence[Written], terms: Sequence[Array]) -> Array:
         pieces = jnp.split(weight, ends)
         made += [(part, piece, order) for part, piece in zip(parts, pieces, strict=True)]
     (x, *_), weight, *_ = products[0]
-    return _sum(made, terms, (*x.shape[:-1], weight.shape[1]))
+    return _sum(made, terms, (*x.shape[:-1], weight.shape[1]), held)
 
 
-def _sum(products: Sequence[Product], terms: Sequence[Array], shape: tuple[int, ...]) -> Array:
+def _sum(
+    products: Sequence[Product],
+    terms: Sequence[Array],
+    shape: tuple[int, ...],
+    held: Array | None = None,
+) -> Array:
     """The sum of products and of terms, broadcast to `shape`."""
     if max(len(products), len(terms)) > MOST:
         rest = _sum(products[MOST:], terms[MOST:], shape)
-        return _sum(products[:MOST], terms[:MOST], shape) + rest
+        return _sum(products[:MOST], terms[:MOST], shape, held) + rest
     values: list[Array] = []
     sources = []
     for x, _, _ in products:
@@ -212,10 +224,11 @@ def _sum(products: Sequence[Product], terms: Sequence[Array], shape: tuple[int, 
         known = [place for place, value in enumerate(values) if value is x]
         values += [] if known else [x]
         sources.append(known[0] if known else len(values) - 1)
-    args = (*values, *(weight for _, weight, _ in products), *terms)
+    zeros = [] if held is None else [held]
+    args = (*values, *(weight for _, weight, _ in products), *terms, *zeros)
     orders = tuple(order for _, _, order in products)
     how = _linear_sum.bind if 1 < len(shape) <= MOST + 1 else _plain_sum
-    made: Array = how(*args, sources=tuple(sources), orders=orders, shape=shape)
+    made: Array = how(*args, sources=tuple(sources), orders=orders, shape=shape, held=bool(zeros))
     return made
 
 
@@ -227,9 +240,14 @@ def _parts(args: Sequence[Any], sources: Sequence[int]) -> tuple[list[Any], list
 
 
 def _plain_sum(
-    *args: Array, sources: Sequence[int], orders: Sequence[Order], shape: tuple[int, ...]
+    *args: Array,
+    sources: Sequence[int],
+    orders: Sequence[Order],
+    shape: tuple[int, ...],
+    held: bool,
 ) -> Array:
-    x, weights, terms = _parts(args, sources)
+    """The last of the arguments is known to be zero if it is `held`."""
+    x, weights, terms = _parts(args[:-1] if held else args, sources)
     products = [
         jnp.transpose(x[source] @ weight, (*order, len(order)))
         for source, weight, order in zip(sources, weights, orders, strict=True)
@@ -237,8 +255,9 @@ def _plain_sum(
     return jnp.broadcast_to(sum([*products[1:], *terms], *products[:1]), shape)
 
 
-def _kernel_sum(*args: Array, sources: Sequence[int], **params: Any) -> Array:
-    return sum_of_products(*_parts(args, sources), sources=sources, **params)
+def _kernel_sum(*args: Array, sources: Sequence[int], held: bool, **params: Any) -> Array:
+    made = _parts(args[:-1] if held else args, sources)
+    return sum_of_products(*made, sources=sources, **params)
 
 
 def _sum_through(
@@ -279,7 +298,7 @@ _linear_sum = _primitive(
     "linear_sum",
     _plain_sum,
     _kernel_sum,
-    ("sources", "orders", "shape"),
+    ("sources", "orders", "shape", "held"),
     through=_sum_through,
 )
 
@@ -289,6 +308,7 @@ def _linear_sum_jvp(args: Sequence[Any], tangents: Sequence[Any], **params: Any)
     x, weights, _ = _parts(args, sources)
     to_x, to_weights, to_terms = _parts(tangents, sources)
     whole = [*zip(sources, weights, to_weights, orders, strict=True)]
+    whole = [] if params["held"] else whole  # what is held has the derivatives of the product
     products = [(to_x[source], w, order) for source, w, _, order in whole if _varies(to_x[source])]
     products += [(x[source], to_w, order) for source, _, to_w, order in whole if _varies(to_w)]
     terms = [term for term in to_terms if _varies(term)]
@@ -394,6 +414,7 @@ def _linear_sum_batch(args: Sequence[Any], dims: Sequence[int | None], **params:
         sources=sources,
         orders=tuple((0, *(axis + 1 for axis in order)) for order in orders),
         shape=(size, *shape),
+        held=params["held"],
     )
     return y, 0
 
@@ -428,6 +449,78 @@ def _sums_transpose(sums: Sequence[Any], x: Any, *, axis: int, mean: bool) -> li
 
 def _sums_batch(args: Any, dims: Any, *, axis: int, mean: bool) -> Any:
     return _sums.bind(jnp.moveaxis(args[0], dims[0], 0), axis=axis + 1, mean=mean), [0, 0]
+
+
+# -- sums over two axes, and what holds a product's derivatives -------------------------------
+
+
+def two_means_held(x: Array, weight: Array, axis: int) -> tuple[Array, Array, Array]:
+    """As `two_means`, of an x that `linear_sum` will multiply by a weight; and zeros, held for it.
+
+    They have the shape of the product and its derivatives: so those of x and weight are made
+    together with those of the means, reading x once. Nothing else reads them, and no memory is
+    taken for them.
+    """
+    first, second, held = _held.bind(x, weight, axis=axis % x.ndim)
+    return first, second, held
+
+
+def _plain_held(x: Array, weight: Array, *, axis: int) -> list[Array]:
+    zeros = jnp.zeros((*x.shape[:-1], weight.shape[1]), x.dtype)
+    return [*_sums.bind(x, axis=axis, mean=True), zeros]
+
+
+_held = _primitive("held", _plain_held, _plain_held, ("axis",), several=True)
+
+
+def _held_jvp(args: Sequence[Any], tangents: Sequence[Any], *, axis: int) -> Any:
+    (x, weight), (to_x, to_weight) = args, tangents
+    made = _held.bind(x, weight, axis=axis)
+    if _varies(to_x) and _varies(to_weight):
+        return made, _joint.bind(to_x, to_weight, x, weight, axis=axis)
+    order, shape = tuple(range(x.ndim - 1)), (*x.shape[:-1], weight.shape[1])
+    if _varies(to_x):
+        sums = _sums.bind(to_x, axis=axis, mean=True)
+        return made, [*sums, _sum([(to_x, weight, order)], [], shape)]
+    zeros = [jnp.zeros_like(one) for one in made[:2]]
+    return made, [*zeros, _sum([(x, to_weight, order)], [], shape)]
+
+
+def _held_transpose(sums: Sequence[Any], x: Any, weight: Any, *, axis: int) -> list[Any]:
+    """The zeros depend on nothing."""
+    return [*_sums_transpose(sums[:2], x, axis=axis, mean=True), None]
+
+
+def _held_batch(args: Any, dims: Any, *, axis: int) -> Any:
+    (x, weight), (of_x, of_weight) = args, dims
+    if of_weight is None:
+        return _held.bind(jnp.moveaxis(x, of_x, 0), weight, axis=axis + 1), [0, 0, 0]
+    return jax.vmap(partial(_plain_held, axis=axis), dims)(x, weight), [0, 0, 0]
+
+
+def _joint_apart(
+    to_x: Array, to_weight: Array, x: Array, weight: Array, *, axis: int
+) -> list[Array]:
+    """The derivatives of both means and of the product."""
+    order, shape = tuple(range(x.ndim - 1)), (*x.shape[:-1], weight.shape[1])
+    product = _sum([(to_x, weight, order), (x, to_weight, order)], [], shape)
+    return [*_sums.bind(to_x, axis=axis, mean=True), product]
+
+
+_joint = _primitive("joint", _joint_apart, _joint_apart, ("axis",), several=True)
+"""Linear in the first two arguments together; its transpose is what all this is for."""
+
+
+def _joint_transpose(cotangents: Sequence[Any], *args: Any, axis: int) -> list[Any]:
+    first, second, g = cotangents
+    to_x, to_weight, x, weight = args
+    both = _is_unknown(to_x) and _is_unknown(to_weight)
+    if both and not _varies(g):
+        return [*_sums_transpose([first, second], to_x, axis=axis, mean=True), None, None, None]
+    if both and not _is_unknown(x) and not _is_unknown(weight):
+        scaled = [one / x.shape[axis + k] for k, one in enumerate(_made([first, second]))]
+        return [*_back_from.bind(g, x, weight, *scaled, axis=axis), None, None]
+    return _apart_transpose(_joint_apart)(cotangents, *args, axis=axis)  # type: ignore[no-any-return]
 
 
 # -- outer products -------------------------------------------------------------------------
@@ -476,18 +569,48 @@ def _apart(g: Array, x: Array, weight: Array, *, axis: int) -> list[Array]:
 _back = _primitive("back", _apart, all_gradients, ("axis",), several=True)
 
 
-def _back_jvp(args: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
-    return jax.jvp(partial(_apart, **params), tuple(args), _made(tangents))
+def _apart_from(
+    g: Array, x: Array, weight: Array, first: Array, second: Array, *, axis: int
+) -> list[Array]:
+    """What `gradients_from` makes, one after the other."""
+    order = tuple(range(g.ndim - 1))
+    terms = [jnp.expand_dims(first, axis), jnp.expand_dims(second, axis + 1)]
+    return [_sum([(g, weight.T, order)], terms, x.shape), _outer.bind(x, g, order=order)]
 
 
-def _back_transpose(sums: Sequence[Any], *args: Any, **params: Any) -> list[Any]:
-    (place,) = (place for place, arg in enumerate(args) if _is_unknown(arg))
+_back_from = _primitive("back_from", _apart_from, gradients_from, ("axis",), several=True)
 
-    def of_unknown(value: Array) -> list[Array]:
-        return _apart(*[value if _is_unknown(arg) else arg for arg in args], **params)
 
-    (found,) = jax.linear_transpose(of_unknown, args[place].aval)([*_made(sums)])
-    return [found if k == place else None for k in range(len(args))]
+def _apart_jvp(apart: Callable[..., Any]) -> Callable[..., Any]:
+    """The rule of a primitive for derivatives: that of what it does at once, done apart."""
+
+    def rule(args: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
+        return jax.jvp(partial(apart, **params), tuple(args), _made(tangents))
+
+    return rule
+
+
+def _apart_transpose(apart: Callable[..., Any]) -> Callable[..., Any]:
+    """As `_apart_jvp`, of the transpose by whatever arguments are unknown."""
+
+    def rule(cotangents: Sequence[Any], *args: Any, **params: Any) -> list[Any]:
+        unknown = [place for place, arg in enumerate(args) if _is_unknown(arg)]
+        made: list[Any] = [*args]
+
+        def of_unknown(*values: Array) -> list[Array]:
+            for place, value in zip(unknown, values, strict=True):
+                made[place] = value
+            found: list[Array] = apart(*made, **params)
+            return found
+
+        kinds = [args[place].aval for place in unknown]
+        found = jax.linear_transpose(of_unknown, *kinds)([*_made(cotangents)])
+        gradients: list[Any] = [None] * len(args)
+        for place, one in zip(unknown, found, strict=True):
+            gradients[place] = one
+        return gradients
+
+    return rule
 
 
 # -- what transforms do with them -----------------------------------------------------------
@@ -511,6 +634,15 @@ batching.primitive_batchers[_sums] = _sums_batch
 ad.primitive_jvps[_outer] = _outer_jvp
 ad.primitive_transposes[_outer] = _outer_transpose
 batching.primitive_batchers[_outer] = _by_vmap(_plain_outer)
-ad.primitive_jvps[_back] = _back_jvp
-ad.primitive_transposes[_back] = _back_transpose
-batching.primitive_batchers[_back] = _by_vmap(_apart)
+ad.primitive_jvps[_held] = _held_jvp
+ad.primitive_transposes[_held] = _held_transpose
+batching.primitive_batchers[_held] = _held_batch
+ad.primitive_transposes[_joint] = _joint_transpose
+for _made_at_once, _made_apart in (
+    (_joint, _joint_apart),
+    (_back, _apart),
+    (_back_from, _apart_from),
+):
+    ad.primitive_jvps[_made_at_once] = _apart_jvp(_made_apart)
+    ad.primitive_transposes.setdefault(_made_at_once, _apart_transpose(_made_apart))
+    batching.primitive_batchers[_made_at_once] = _by_vmap(_made_apart)

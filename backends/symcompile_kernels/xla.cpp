@@ -115,6 +115,29 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(symcompile_outer, outer_product,
                                   .Attr<Numbers>("g_step"));
 
 /* shape: batch, rows, count, inner. */
+static ffi::Error back_from(ffi::ThreadPool threads, Floats g, Floats x, Floats transposed,
+                            Floats first, Floats second, Made to_x, Made to_weight,
+                            Numbers shape) {
+  const auto sides = to_weight->dimensions();
+  return answer(back(Pool(threads), g.typed_data(), x.typed_data(), shape[0], shape[1], shape[2],
+                     shape[3], sides[1], sides[0], transposed.typed_data(), first.typed_data(),
+                     second.typed_data(), to_x->typed_data(), to_weight->typed_data(), nullptr,
+                     nullptr, to_x->size_bytes() >= STREAMED));
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(symcompile_back_from, back_from,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<Numbers>("shape"));
+
+/* shape: batch, rows, count, inner. */
 static ffi::Error all_back(ffi::ThreadPool threads, Floats g, Floats x, Floats transposed,
                            Made to_x, Made to_weight, Made over_rows, Made over_count,
                            Numbers shape) {
