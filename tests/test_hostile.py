@@ -168,7 +168,7 @@ FUNCTIONS = {
         *["moveaxis", "diagonal", "broadcast_to", "reshape", "where", "arange", "ones", "draw"],
         *["_init", "_scaled", "_orthogonal", "jit", "qr", "sign", "conj"],
         *["_linear_sum", "_joined", "fits", "linear_sum", "transpose", "get"],
-        *["_two_means", "two_means_fit", "two_means"],
+        *["_two_means", "two_means_fit", "two_means", "_two_means_held", "two_means_held"],
     },
 }
 """Every function that generated source may call; `split` is also that of random keys."""

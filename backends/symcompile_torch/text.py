@@ -146,7 +146,9 @@ def _flat(*parts):
     """The entries of all parts in a row, without a copy where they lie side by side already."""
     if torch.compiler.is_compiling() or not _side_by_side(parts):
         return torch.cat([part.reshape(-1) for part in parts])
-    return (_SideBySide.apply if torch.is_grad_enabled() else _SideBySide.forward)(*parts)
+    if torch.is_grad_enabled():
+        return _SideBySide.apply(*parts)
+    return _SideBySide.forward(*parts)
 
 
 def _side_by_side(parts):
@@ -260,7 +262,9 @@ def _mean(x, dim, count, dtype=None):
     The gradient of torch's own is as large as `x`; this one divides first and repeats a view.
     """
     if _by_product(x, dim, dtype):
-        return (_Mean.apply if _differs(x) else _Mean.forward)(x, dim)
+        if _differs(x):
+            return _Mean.apply(x, dim)
+        return _Mean.forward(x, dim)
     if x.requires_grad and torch.is_grad_enabled():
         return x.sum(dim, dtype=dtype) / count
     return x.mean(dim, dtype=dtype)
@@ -321,7 +325,9 @@ def _product(x, weight):
     rows = x.numel() // x.shape[-1]
     if _LINEAR is not None and not _in_transform():
         if not torch.compiler.is_compiling():
-            return (_Product.apply if _differs(x, weight) else _Product.forward)(x, weight)
+            if _differs(x, weight):
+                return _Product.apply(x, weight)
+            return _Product.forward(x, weight)
         if _fits([((x,), weight)], ()):
             return _in_one_go([((x,), weight)], ())
         # The operator has no derivative forward. A convolution makes torch.compile lay out other
