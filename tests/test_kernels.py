@@ -51,7 +51,7 @@ def laid_out(rng: np.random.Generator, *shape: int) -> Tensor:
             return draw(rng, 1, *shape[1:]).expand(shape)
 
 
-def sum_of(x, weights, sources, orders, terms, held=None):  # type: ignore[no-untyped-def]
+def sum_of(x, weights, sources, orders, terms):  # type: ignore[no-untyped-def]
     """What `linear_sum` computes, by the book."""
     axes = x[0].dim() - 1
     total = sum(
@@ -93,7 +93,7 @@ def doubled(tensors: list[Tensor]) -> list[Tensor]:
 def test_a_sum_is_what_it_says(recipe) -> None:  # type: ignore[no-untyped-def]
     x, weights, sources, orders, terms = arguments(*recipe)
     wanted = sum_of(doubled(x), doubled(weights), sources, orders, doubled(terms))
-    close(ops.linear_sum(x, weights, sources, orders, terms, None), wanted)
+    close(ops.linear_sum(x, weights, sources, orders, terms), wanted)
 
 
 @settings(max_examples=60)
@@ -107,7 +107,7 @@ def test_gradients_of_a_sum(recipe) -> None:  # type: ignore[no-untyped-def]
     def gradients(compute, values):  # type: ignore[no-untyped-def]
         first, second = len(x), len(x) + len(weights)
         parts = values[:first], values[first:second], sources, orders, values[second:]
-        y = compute(*parts, None)
+        y = compute(*parts)
         # No long sums of one sign, undone by others: float32 keeps few digits of those.
         cotangent = torch.arange(y.numel(), dtype=torch.float64).sin().to(y.dtype)
         asked = torch.autograd.grad(
@@ -117,7 +117,7 @@ def test_gradients_of_a_sum(recipe) -> None:  # type: ignore[no-untyped-def]
         length = sum((part**2).sum() for part in asked if part is not None)
         again = torch.autograd.grad(length, values, allow_unused=True)
         plain = torch.autograd.grad(
-            compute(*parts, None), values, cotangent.view(y.shape), allow_unused=True
+            compute(*parts), values, cotangent.view(y.shape), allow_unused=True
         )
         return [*asked, *again, *plain]
 
@@ -190,7 +190,7 @@ def test_gradients_of_means_and_a_sum_together(sizes, depth, width, mean, seed) 
             if dtype is torch.float32:
                 *sums, held = ops.sums_held(a, w, axis, mean)
                 order = [*range(a.dim() - 1)]
-                y = ops.linear_sum([a], [w], [0], order, [term], held)
+                y = ops.linear_sum([a.detach()], [w.detach()], [0], order, [term, held])
             else:
                 sums, y = [how(a, axis), how(a, axis + 1)], a @ w + term
             whole = sum((part**2).sum() for part, yes in zip((*sums, y), used, strict=True) if yes)
@@ -232,7 +232,7 @@ def test_any_number_of_threads() -> None:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             wanted = x.double() @ weight.double() + term.double()
-            close(ops.linear_sum([x], [weight], [0], [0, 1, 2], [term], None), wanted)
+            close(ops.linear_sum([x], [weight], [0], [0, 1, 2], [term]), wanted)
             close(ops.sums(x, 1, False)[0], x.double().sum(1))
             wanted = x.double().view(-1, 16).t() @ x.double().view(-1, 16)
             close(ops.outer(x, [0, 1, 2], x), wanted)
@@ -247,7 +247,7 @@ def test_pytorch_finds_no_fault_with_the_operators() -> None:
     term = draw(rng, 2, 1, 5, 4).requires_grad_()
     grad = draw(rng, 2, 5, 5, 4).requires_grad_()
     opcheck = torch.library.opcheck
-    arguments = [x], [weight, weight], [0, 0], [0, 1, 2, 0, 2, 1], [term], None
+    arguments = [x], [weight, weight], [0, 0], [0, 1, 2, 0, 2, 1], [term]
     opcheck(ops.linear_sum.default, arguments, rtol=1e-4, atol=1e-4)
     opcheck(ops.sums.default, (x, 1, True), rtol=1e-4, atol=1e-4)
     opcheck(ops.spread.default, (draw(rng, 2, 5, 3), draw(rng, 2, 4, 3), 1))
@@ -262,10 +262,10 @@ def test_pytorch_finds_no_fault_with_the_operators() -> None:
 def test_what_the_kernels_have_no_room_for_is_refused() -> None:
     x, weight = torch.ones(2, 3), torch.ones(3, 3)
     with pytest.raises(ValueError, match="more than 8"):
-        ops.linear_sum([x], [weight], [0], [0], [x] * 9, None)
+        ops.linear_sum([x], [weight], [0], [0], [x] * 9)
     wide = x.double()
     for call in (
-        lambda: ops.linear_sum([wide], [weight.double()], [0], [0], [], None),
+        lambda: ops.linear_sum([wide], [weight.double()], [0], [0], []),
         lambda: ops.sums(wide[:, None], 0, True),
         lambda: ops.outer(wide, [0], wide),
         lambda: ops.back(wide[:, None], wide[:, None], weight.double(), 0),
@@ -273,21 +273,21 @@ def test_what_the_kernels_have_no_room_for_is_refused() -> None:
         with pytest.raises(ValueError, match="float32 only"):
             call()
     with pytest.raises(ValueError, match=r"found \(2, 3\) times \(4, 3\)"):
-        ops.linear_sum([x], [torch.ones(4, 3)], [0], [0], [], None)
+        ops.linear_sum([x], [torch.ones(4, 3)], [0], [0], [])
     with pytest.raises(ValueError, match="expected the axes"):
-        ops.linear_sum([x, torch.ones(5, 3)], [weight, weight], [0, 1], [0, 0], [], None)
+        ops.linear_sum([x, torch.ones(5, 3)], [weight, weight], [0, 1], [0, 0], [])
     y = torch.ones(1, 40, 40, 3)
     with pytest.raises(ValueError, match=r"expected \(1, 40, 3\)"):
         ops.back_from(y, y, weight, 1, torch.ones(1, 40, 4), torch.ones(1, 40, 3))
     with pytest.raises(ValueError, match="axes differ"):
         ops.outer(x, [0], torch.ones(5, 3))
     with pytest.raises(RuntimeError, match="expand"):
-        ops.linear_sum([x], [weight], [0], [0], [torch.ones(5, 3)], None)
+        ops.linear_sum([x], [weight], [0], [0], [torch.ones(5, 3)])
 
 
 def test_a_term_is_broadcast_over_channels_too() -> None:
     x, weight = torch.ones(2, 3), torch.ones(3, 3)
-    y = ops.linear_sum([x], [weight], [0], [0], [torch.tensor([[1.0], [2.0]])], None)
+    y = ops.linear_sum([x], [weight], [0], [0], [torch.tensor([[1.0], [2.0]])])
     assert torch.equal(y, torch.tensor([[4.0], [5.0]]).expand(2, 3))
 
 
@@ -409,6 +409,45 @@ def test_checkpoints_and_many_gradients_at_once(name: str) -> None:
     scale = 1e-5 * together.abs().max()
     assert (together - torch.stack(each)).abs().max() <= scale
     assert (kept - each[0]).abs().max() <= scale
+
+
+def test_what_is_held_for_a_sum_holds_nothing_else() -> None:
+    """Neither inputs that learn nothing, nor arrays that nothing asks for."""
+    layer, inputs = a_layer("mlp")
+    for name, weight in layer.named_parameters():
+        weight.requires_grad_(name == "mix_0_1")
+    y = layer(inputs)
+    assert [key for key in y if y[key].requires_grad] == ["w0"]
+    leaves = {key: value.requires_grad_() for key, value in inputs.items()}
+    changed = {key: value * 1 for key, value in leaves.items()}
+    y = layer(changed)["b0"]  # made of means alone
+    with torch.no_grad():
+        changed["w0"].add_(1)
+        layer.mix_0_1.add_(1)
+    wanted = torch.autograd.grad(layer(leaves)["b0"].sum(), leaves["w0"])[0]
+    close(torch.autograd.grad(y.sum(), leaves["w0"])[0], wanted)
+    y = layer(changed)["w0"]
+    with torch.no_grad():
+        changed["w0"].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_autograd() -> None:
+    layer, inputs = a_layer("mlp")
+    found = []
+    for compiled in (False, True):
+        leaves = {key: value.detach().clone().requires_grad_() for key, value in inputs.items()}
+        loss = sum((value**2).sum() for value in layer(leaves).values())
+        if compiled:
+            with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+                loss.backward()
+        else:
+            loss.backward()
+        found.append([leaf.grad for leaf in leaves.values()])
+    for one, other in zip(*found, strict=True):
+        close(one, other, 1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")

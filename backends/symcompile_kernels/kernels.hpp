@@ -354,7 +354,7 @@ static int sums(const Pool &pool, const float *x, i64 batch, i64 rows, i64 count
 
 /* -- outer products -------------------------------------------------------------------------- */
 
-/* Rows whose x and g fill half of the first cache. */
+/* Rows whose x and g the first cache holds. */
 INLINE i64 chunk_of(i64 depth, i64 width) {
   const i64 rows = CACHED / (depth + width);
   return rows < 16 ? 16 : least(rows, PART);
@@ -481,23 +481,23 @@ static int back(const Pool &pool, const float *g, const float *x, i64 batch, i64
   const i64 chunk = chunk_of(depth, width), block = over_rows ? 4 : part;
   float *const packed = pack(s, &transposed);
   float *const partial = zeros<float>(over_rows ? batch * parts * size : 0);
-  double *const outer = zeros<double>(pool.threads * depth * padded);
-  const bool enough = packed && partial && outer;
+  double *const by_thread = zeros<double>(pool.threads * depth * padded);
+  const bool enough = packed && partial && by_thread;
   /* Of one batch, `some` lines of to_x. */
   const auto sum_lines = [&](i64 b, i64 at, i64 some) {
     for (i64 run; some > 0; at += run, some -= run) {
       const i64 row = b * rows + at / line, place = at % line, last = s.shape[s.axes - 1];
       run = least(last - place % last, some);
-      Sum mine = s;
-      mine.x[0] = g + row * size, mine.y = to_x + row * line * depth;
-      if (first) mine.term[0] = first + b * line * depth, mine.term[1] = second + row * inner * depth;
-      sum_rows(mine, place / last, place % last, place % last + run);
+      Sum here = s;
+      here.x[0] = g + row * size, here.y = to_x + row * line * depth;
+      if (first) here.term[0] = first + b * line * depth, here.term[1] = second + row * inner * depth;
+      sum_rows(here, place / last, place % last, place % last + run);
     }
   };
   if (enough) {
     pool.run(batch * parts, [&](i64 item, i64 thread) {
       const i64 b = item / parts, start = item % parts * part, end = least(start + part, rows);
-      double *const mine = outer + thread * depth * padded;
+      double *const mine = by_thread + thread * depth * padded;
       for (i64 from = start; from < end; from += block) {
         const i64 row = b * rows + from, some = least(block, end - from);
         if (over_rows) // of few rows, that stay in the second cache
@@ -512,8 +512,8 @@ static int back(const Pool &pool, const float *g, const float *x, i64 batch, i64
       }
     });
     if (over_rows) add_parts(pool, partial, batch, parts, size, 1.0f, over_rows);
-    add_threads(outer, pool.threads, depth, width, padded, to_weight);
+    add_threads(by_thread, pool.threads, depth, width, padded, to_weight);
   }
-  free(packed), free(partial), free(outer);
+  free(packed), free(partial), free(by_thread);
   return !enough;
 }

@@ -112,12 +112,10 @@ def _linear_sum(
     sources: Sequence[int],
     orders: Sequence[int],
     terms: Sequence[Tensor],
-    held: Tensor | None,
 ) -> Tensor:
     """The sum of products `x[sources[i]].permute(order i) @ weights[i]`, and of terms, broadcast.
 
-    `orders` holds one permutation of the axes but the last after another. `held` comes from
-    `sums_held` of the one x and the one weight, and takes their gradient in their place.
+    `orders` holds one permutation of the axes but the last after another.
     """
     axes = x[0].dim() - 1
     views = [
@@ -170,7 +168,6 @@ def _linear_sum_shape(
     sources: Sequence[int],
     orders: Sequence[int],
     terms: Sequence[Tensor],
-    held: Tensor | None,
 ) -> Tensor:
     axes = x[0].dim() - 1
     shape = [x[sources[0]].shape[axis] for axis in orders[:axes]]
@@ -178,31 +175,26 @@ def _linear_sum_shape(
 
 
 def _linear_sum_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weights, ctx.sources, orders, terms, held = inputs
-    ctx.held = held is not None
+    x, weights, ctx.sources, orders, terms = inputs
     ctx.orders = _orders(x[0].dim() - 1, orders)
     ctx.count = len(x)
     ctx.terms = [term.shape for term in terms]
-    ctx.weights = len(weights)
-    ctx.save_for_backward(*([] if ctx.held else [*x, *weights]))
+    ctx.save_for_backward(*x, *weights)
 
 
 def _linear_sum_back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     saved = ctx.saved_tensors  # once: checkpointing hands it out once
     x, weights = saved[: ctx.count], saved[ctx.count :]
-    to_x, to_weights, _, _, to_terms, _ = ctx.needs_input_grad
+    to_x, to_weights, _, _, to_terms = ctx.needs_input_grad
     ops, grad = torch.ops.symcompile, grad.contiguous()
     pair = _pair(grad, ctx.terms, to_terms)
-    if ctx.held:
-        of_terms = _of_terms(grad, ctx.terms, to_terms, _pair_of_sums(grad, pair))
-        return [None] * ctx.count, [None] * ctx.weights, None, None, of_terms, grad
     usual = ctx.orders == [list(range(grad.dim() - 1))] and to_x[0] and to_weights[0]
     if usual and pair and not torch.is_grad_enabled():
         # One product, its axes as they are, not to be differentiated again: read everything once.
         axis, first, second = pair
         found = ops.back(grad, x[0], weights[0], axis)
         made = {first: found[2], second: found[3]}
-        return [found[0]], [found[1]], None, None, _of_terms(grad, ctx.terms, to_terms, made), None
+        return [found[0]], [found[1]], None, None, _of_terms(grad, ctx.terms, to_terms, made)
     of_x: list[Tensor | None] = [None] * len(x)
     for place, needed in enumerate(to_x):
         read = [i for i, source in enumerate(ctx.sources) if source == place]
@@ -213,13 +205,13 @@ def _linear_sum_back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
             else:
                 orders = [axis for order, _ in back for axis in order]
                 transposed = [weight for _, weight in back]
-                of_x[place] = ops.linear_sum([grad], transposed, [0] * len(read), orders, [], None)
+                of_x[place] = ops.linear_sum([grad], transposed, [0] * len(read), orders, [])
     of_weights = [
         ops.outer(x[source], order, grad) if needed else None
         for source, order, needed in zip(ctx.sources, ctx.orders, to_weights, strict=True)
     ]
     of_terms = _of_terms(grad, ctx.terms, to_terms, _pair_of_sums(grad, pair))
-    return of_x, of_weights, None, None, of_terms, None
+    return of_x, of_weights, None, None, of_terms
 
 
 # Of many gradients at once (`is_grads_batched=`), an operator of lists takes none.
@@ -332,16 +324,17 @@ def _spread_back(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
 
 
 def _sums_held(x: Tensor, weight: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """As `sums`, of an x that `linear_sum` will multiply by a weight; and a tensor, held for it.
+    """As `sums`, of an x that `linear_sum` will multiply by a weight; and zeros, held for it.
 
-    That one has the shape of the product, no entries of its own, and takes its gradient: then x,
-    weight and the gradients are read together, once, and the gradient of x is written once.
+    They have the shape of the product but few entries of their own. Added to the product of x and
+    weight, detached, they take its gradient: so those of x and weight are made together with those
+    of the sums, in one pass that reads x once and writes its gradient once.
     """
     return *_sums(x, axis, mean), _held(x, weight)
 
 
 def _held(x: Tensor, weight: Tensor) -> Tensor:
-    return x.new_zeros(()).expand(*x.shape[:-1], weight.shape[1])
+    return x.new_zeros(weight.shape[1]).expand(*x.shape[:-1], weight.shape[1])
 
 
 def _sums_held_shape(
@@ -352,7 +345,7 @@ def _sums_held_shape(
 
 def _sums_held_keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weight, ctx.axis, ctx.mean = inputs
-    ctx.sizes = x.shape[ctx.axis : ctx.axis + 2]
+    ctx.shape = x.shape
     ctx.save_for_backward(x, weight)
     ctx.set_materialize_grads(False)
 
@@ -360,14 +353,15 @@ def _sums_held_keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _sums_held_back(
     ctx: Any, first: Tensor | None, second: Tensor | None, grad: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, None, None]:
-    x, weight = ctx.saved_tensors
     to_x, to_weight, _, _ = ctx.needs_input_grad
-    ops, axis, (rows, count) = torch.ops.symcompile, ctx.axis, ctx.sizes
-    none = _sums_shape(x, axis, False)
-    first = none[0].zero_() if first is None else first / rows if ctx.mean else first
-    second = none[1].zero_() if second is None else second / count if ctx.mean else second
+    ops, axis = torch.ops.symcompile, ctx.axis
+    like = next(one for one in (first, second, grad) if one is not None)
+    first, second = (
+        _of_sum(one, ctx.shape, axis + k, ctx.mean, like) for k, one in enumerate((first, second))
+    )
     if grad is None:
         return ops.spread(first, second, axis) if to_x else None, None, None, None
+    x, weight = ctx.saved_tensors  # not before they are needed: they may have changed
     if to_x and to_weight and not torch.is_grad_enabled():
         return *ops.back_from(grad, x, weight, axis, first, second), None, None
     order, terms = [*range(grad.dim() - 1)], [first.unsqueeze(axis), second.unsqueeze(axis + 1)]
@@ -375,8 +369,15 @@ def _sums_held_back(
     if to_x and _is_batched(grad):
         of_x = grad @ weight.t() + terms[0] + terms[1]
     elif to_x:
-        of_x = ops.linear_sum([grad], [weight.t()], [0], order, terms, None)
+        of_x = ops.linear_sum([grad], [weight.t()], [0], order, terms)
     return of_x, ops.outer(x, order, grad) if to_weight else None, None, None
+
+
+def _of_sum(grad: Tensor | None, shape: torch.Size, axis: int, mean: bool, like: Tensor) -> Tensor:
+    """From the gradient of a mean, or sum, over an axis of that shape to that of the sum."""
+    if grad is None:
+        return like.new_zeros(shape[:axis] + shape[axis + 1 :])
+    return grad / shape[axis] if mean else grad
 
 
 # -- outer products -------------------------------------------------------------------------
@@ -422,9 +423,9 @@ def _outer_back(ctx: Any, to_weight: Tensor) -> tuple[Tensor, None, Tensor]:
     x, grad = ctx.saved_tensors
     linear_sum = torch.ops.symcompile.linear_sum
     return (
-        linear_sum([grad], [to_weight.t()], [0], _inverse(ctx.order), [], None),
+        linear_sum([grad], [to_weight.t()], [0], _inverse(ctx.order), []),
         None,
-        linear_sum([x], [to_weight], [0], ctx.order, [], None),
+        linear_sum([x], [to_weight], [0], ctx.order, []),
     )
 
 
@@ -436,7 +437,7 @@ def _back(grad: Tensor, x: Tensor, weight: Tensor, axis: int) -> tuple[Tensor, .
     broadcast over `axis` and over the axis after it."""
     if grad.numel() == 0 or _too_few(grad.shape[:axis].numel(), grad.shape[axis]):
         order = list(range(grad.dim() - 1))
-        to_x = _linear_sum([grad], [weight.t()], [0], order, [], None)
+        to_x = _linear_sum([grad], [weight.t()], [0], order, [])
         return to_x, _outer(x, order, grad), *_sums(grad, axis, False)
     found = _back_shape(grad, x, weight, axis)
     _go_back(grad, x, weight, axis, None, None, *found)
@@ -495,7 +496,7 @@ def _back_from(
     if grad.numel() == 0 or _too_few(grad.shape[:axis].numel(), grad.shape[axis]):
         order = list(range(grad.dim() - 1))
         terms = [first.unsqueeze(axis), second.unsqueeze(axis + 1)]
-        return _linear_sum([grad], [weight.t()], [0], order, terms, None), _outer(x, order, grad)
+        return _linear_sum([grad], [weight.t()], [0], order, terms), _outer(x, order, grad)
     wanted = [tuple(shaped.shape) for shaped in _sums_shape(x, axis, False)]
     if [tuple(first.shape), tuple(second.shape)] != wanted:
         raise ValueError(
@@ -516,7 +517,7 @@ def _back_from_shape(
 
 # -- the operators --------------------------------------------------------------------------
 
-_X = "Tensor[] x, Tensor[] weights, int[] sources, int[] orders, Tensor[] terms, Tensor? held"
+_X = "Tensor[] x, Tensor[] weights, int[] sources, int[] orders, Tensor[] terms"
 _GRADIENT = "Tensor grad, Tensor x, Tensor weight, int axis"
 
 _OPERATORS: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (

@@ -245,10 +245,11 @@ TWO_MEANS_HELD = '''\
 def _two_means_held(x, dim, counts, weight, dtype=None):
     """As `_two_means`, of an x that a sum will multiply by a weight; and what that sum holds.
 
-    That is None or a tensor which takes the gradient of the product: with those of the means it
-    makes those of x and weight, together, reading x once.
+    That is None or zeros which take the gradient of the product: with those of the means they make
+    those of x and weight, together, reading x once.
     """
-    if torch.is_grad_enabled() and x.dtype == weight.dtype and _reads_once(x, dim, dtype):
+    learns = torch.is_grad_enabled() and x.requires_grad
+    if learns and x.dtype == weight.dtype and _reads_once(x, dim, dtype):
         return torch.ops.symcompile.sums_held(x, weight, x.dim() + dim, True)
     return *_two_means(x, dim, counts, dtype), None
 
@@ -444,8 +445,11 @@ def _linear_sum(*products, terms=(), anchors=(), held=None):
     axis of what is added to it: zeros made from all terms and anchors give it the axis.
     """
     products = [(x if type(x) is tuple else (x,), *other) for x, *other in products]
+    if held is not None and _fits(products, (*terms, held)):
+        (((x,), weight),) = products
+        return _in_one_go([((x.detach(),), weight.detach())], (*terms, held))
     if _fits(products, terms):
-        return _in_one_go(products, terms, held)
+        return _in_one_go(products, terms)
     (parts, weight), *others = products
     if _transformed():
         for part in (*terms, *anchors):
@@ -500,7 +504,7 @@ def _fits(products, terms):
     )
 
 
-def _in_one_go(products, terms, held=None):
+def _in_one_go(products, terms):
     values, sources, orders, weights = [], [], [], []
     for parts, weight, *axes in products:
         batch = parts[0].dim() - 1 - (len(axes[0]) if axes else 0)
@@ -512,14 +516,14 @@ def _in_one_go(products, terms, held=None):
             sources.append(known[0] if known else len(values) - 1)
             orders += [*range(batch), *moved]
         weights += weight.split([part.shape[-1] for part in parts])
-    return torch.ops.symcompile.linear_sum(values, weights, sources, orders, list(terms), held)
+    return torch.ops.symcompile.linear_sum(values, weights, sources, orders, list(terms))
 
 
 '''
 
 KERNELS = '''\
 # Whether the operators of the package symcompile_torch.kernels are there: it was imported before.
-_KERNELS = hasattr(torch.ops.symcompile, "linear_sum")
+_KERNELS = hasattr(torch.ops.symcompile, "sums_held")
 
 
 def _has_kernels(x, entries):
