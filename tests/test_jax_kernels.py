@@ -260,13 +260,14 @@ def test_derivatives_of_means_and_a_sum_together(sizes, channels, axis, used, as
     all_close(found, exact(partial(all_of_them, joined_plainly), *args), 1e-4)
 
 
-def test_means_and_a_sum_as_a_linear_function() -> None:
+@pytest.mark.parametrize("used", USED, ids=str)
+def test_means_and_a_sum_as_a_linear_function(used) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(2)
     x, weight = draw(rng, 3, 5, 6, 8), draw(rng, 8, 4)
     term = jnp.zeros(4)
-    y = joined_plainly(1, (1, 1, 1), x, weight, term)
+    y = joined_plainly(1, used, x, weight, term)
     found, wanted = (
-        jax.linear_transpose(lambda x, how=how: how(1, (1, 1, 1), x, weight, term), x)(y)
+        jax.linear_transpose(lambda x, how=how: how(1, used, x, weight, term), x)(y)
         for how in (joined, joined_plainly)
     )
     all_close(found, wanted, 1e-5)

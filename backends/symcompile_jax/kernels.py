@@ -13,9 +13,8 @@ where this module was imported before them and finds kernels (`AVAILABLE`), and 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from inspect import signature
 from math import prod
 from typing import Any, TypeAlias
 
@@ -23,8 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import ShapedArray
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from symcompile_jax.handlers import (
@@ -36,10 +33,22 @@ from symcompile_jax.handlers import (
     sum_of_products,
     two_sums,
 )
+from symcompile_jax.primitives import (
+    Order,
+    as_it_lay,
+    by_vmap,
+    derived,
+    instantiated,
+    inverse,
+    is_unknown,
+    primitive,
+    shape_of,
+    transposed,
+    varies,
+)
 
 __all__ = ["AVAILABLE", "fits", "linear_sum", "two_means", "two_means_fit", "two_means_held"]
 
-Order: TypeAlias = tuple[int, ...]
 Product: TypeAlias = tuple[Array, Array, Order]
 """An array, its weight, and the axes of the array in the order of the sum's, without channels."""
 
@@ -52,12 +61,6 @@ _FEWEST = 2**17
 
 _DEEPEST = 512
 """Channels of all that is multiplied together up to which a kernel is the quickest."""
-
-_UNCACHED: dict[str, Any] = (
-    {"cacheable": False} if "cacheable" in signature(mlir.register_lowering).parameters else {}
-)
-"""A lowering that is kept for the next call does not see what its arguments are made from."""
-
 
 # -- when they serve ------------------------------------------------------------------------
 
@@ -105,83 +108,6 @@ def _are_plain(*values: Array) -> bool:
         and all(kind.dtype == jnp.float32 and kind.sharding.mesh.empty for kind in kinds)
         and all(isinstance(size, int) for kind in kinds for size in kind.shape)
     )
-
-
-def _calls_kernels(module: mlir.ModuleContext) -> bool:
-    """Whether a program is for one CPU device, and for this process."""
-    axes = module.axis_context
-    alone = isinstance(axes, mlir.ShardingContext) and axes.num_devices == 1
-    here = tuple(module.platforms) == ("cpu",) and not module.lowering_parameters.for_export
-    return alone and here
-
-
-def _primitive(
-    name: str,
-    plain: Callable[..., Any],
-    kernel: Callable[..., Any],
-    params: Sequence[str],
-    *,
-    several: bool = False,
-    through: Callable[..., Any] = lambda *args: args,
-) -> Any:
-    """A primitive whose lowerings are two functions of the same arguments.
-
-    Args:
-        plain: in JAX's own operations.
-        kernel: by a kernel.
-        params: names of the arguments that are no arrays.
-        several: whether it has several results.
-        through: from a lowering for kernels to one that reads what arguments are made from.
-    """
-    made: Any = Primitive(f"symcompile_{name}")
-    made.multiple_results = several
-
-    def shapes(*args: ShapedArray, **given: Any) -> Any:
-        found = jax.tree.leaves(jax.eval_shape(partial(plain, **given), *args))
-        kinds = [ShapedArray(one.shape, one.dtype) for one in found]
-        return kinds if several else kinds[0]
-
-    by_plain, by_kernel = (mlir.lower_fun(how, several) for how in (plain, kernel))
-
-    def lower(context: mlir.LoweringRuleContext, *args: Any, **given: Any) -> Any:
-        if not _calls_kernels(context.module_context):
-            return by_plain(context, *args, **given)
-        context, args, given = through(context, args, given)
-        return by_kernel(context, *args, **given)
-
-    compiled = jax.jit(made.bind, static_argnames=params)
-
-    def run(*args: Array, **given: Any) -> Any:
-        whole = not jax.config.jax_disable_jit  # type: ignore[attr-defined]
-        return (compiled if whole else plain)(*args, **given)
-
-    made.def_impl(run)
-    made.def_abstract_eval(shapes)
-    mlir.register_lowering(made, lower, **_UNCACHED)
-    return made
-
-
-def _inverse(order: Order) -> Order:
-    return tuple(order.index(axis) for axis in range(len(order)))
-
-
-def _is_unknown(value: Any) -> bool:
-    """Whether a value is what a gradient is asked for."""
-    return isinstance(value, ad.UndefinedPrimal)
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    shape: tuple[int, ...] = getattr(value, "aval", value).shape
-    return shape
-
-
-def _varies(derivative: Any) -> bool:
-    return not isinstance(derivative, ad.Zero)
-
-
-def _made(values: Sequence[Any]) -> tuple[Any, ...]:
-    """Derivatives as arrays: zeros where none depends on anything."""
-    return tuple(ad.instantiate_zeros(value) for value in values)  # type: ignore[no-untyped-call]
 
 
 # -- sums of products -----------------------------------------------------------------------
@@ -267,7 +193,7 @@ def _sum_through(
     sources, orders = params["sources"], list(params["orders"])
     values, kinds = list(args), list(context.avals_in)
     for place in {*sources}:
-        values[place], kinds[place], moved = _as_it_lay(values[place], kinds[place])
+        values[place], kinds[place], moved = as_it_lay(values[place], kinds[place])
         for k, source in enumerate(sources):
             if source == place:
                 orders[k] = tuple(moved[axis] for axis in orders[k])
@@ -275,26 +201,7 @@ def _sum_through(
     return context, values, {**params, "orders": tuple(orders)}
 
 
-def _as_it_lay(value: Any, kind: Any) -> tuple[Any, ShapedArray, Order]:
-    """What an array was transposed from, its type, and which of its axes each axis was there."""
-    axes = tuple(range(len(kind.shape)))
-    while moved := _permutation(value):
-        shape = tuple(kind.shape[axis] for axis in _inverse(moved))
-        value, kind = value.owner.operands[0], ShapedArray(shape, kind.dtype)
-        axes = tuple(moved[axis] for axis in axes)
-    return value, kind, axes
-
-
-def _permutation(value: Any) -> Order | None:
-    """Of the result of a transpose that leaves the channels where they are."""
-    op = value.owner
-    if getattr(op, "name", "") != "stablehlo.transpose":
-        return None
-    axes = tuple(op.attributes["permutation"])
-    return axes if axes[-1] == len(axes) - 1 else None
-
-
-_linear_sum = _primitive(
+_linear_sum = primitive(
     "linear_sum",
     _plain_sum,
     _kernel_sum,
@@ -309,9 +216,9 @@ def _linear_sum_jvp(args: Sequence[Any], tangents: Sequence[Any], **params: Any)
     to_x, to_weights, to_terms = _parts(tangents, sources)
     whole = [*zip(sources, weights, to_weights, orders, strict=True)]
     whole = [] if params["held"] else whole  # what is held has the derivatives of the product
-    products = [(to_x[source], w, order) for source, w, _, order in whole if _varies(to_x[source])]
-    products += [(x[source], to_w, order) for source, _, to_w, order in whole if _varies(to_w)]
-    terms = [term for term in to_terms if _varies(term)]
+    products = [(to_x[source], w, order) for source, w, _, order in whole if varies(to_x[source])]
+    products += [(x[source], to_w, order) for source, _, to_w, order in whole if varies(to_w)]
+    terms = [term for term in to_terms if varies(term)]
     return _linear_sum.bind(*args, **params), _sum(products, terms, params["shape"])
 
 
@@ -331,11 +238,11 @@ def _linear_sum_transpose(g: Any, *args: Any, **params: Any) -> list[Any]:
     else:
         products = [*zip(sources, weights, orders, strict=True)]
         for place, value in enumerate(x):
-            if _is_unknown(value):
-                back = [(g, w.T, _inverse(order)) for at, w, order in products if at == place]
-                to_x[place] = _sum(back, [], _shape(value))
+            if is_unknown(value):
+                back = [(g, w.T, inverse(order)) for at, w, order in products if at == place]
+                to_x[place] = _sum(back, [], shape_of(value))
         for place, (source, weight, order) in enumerate(products):
-            if _is_unknown(weight):
+            if is_unknown(weight):
                 to_weights[place] = _outer.bind(x[source], g, order=order)
         if pair:
             axis, first, second = pair
@@ -351,21 +258,21 @@ def _usual(
     Its derivative is the sum of two products, of which either x or weight is unknown.
     """
     of_x, of_weight = (
-        [place for place, value in enumerate(values) if _is_unknown(value)]
+        [place for place, value in enumerate(values) if is_unknown(value)]
         for values in (x, weights)
     )
     if not len(of_x) == len(of_weight) == 1 or len(sources) != 2 or len(x) != 2:
         return None
     moved = any(order != tuple(range(len(order))) for order in orders)
-    return None if moved or _shape(x[0]) != _shape(x[1]) else (of_x[0], of_weight[0])
+    return None if moved or shape_of(x[0]) != shape_of(x[1]) else (of_x[0], of_weight[0])
 
 
 def _pair(terms: Sequence[Any], full: Sequence[int]) -> tuple[int, int, int] | None:
     """An axis, and two unknown terms broadcast over it alone and over the one after it alone."""
     over = {
-        tuple(_lacking(_shape(term), full)): place
+        tuple(_lacking(shape_of(term), full)): place
         for place, term in enumerate(terms)
-        if _is_unknown(term)
+        if is_unknown(term)
     }
     pairs = [(axis, (axis,), (axis + 1,)) for axis in range(len(full) - 1)]
     return next(
@@ -383,9 +290,9 @@ def _of_terms(g: Array, terms: Sequence[Any], made: dict[int, Array]) -> list[Ar
     """Gradients of terms: sums over the axes they were broadcast over."""
     found: list[Array | None] = []
     for place, term in enumerate(terms):
-        shape = _shape(term)
+        shape = shape_of(term)
         summed = made[place] if place in made else g.sum(_lacking(shape, g.shape))
-        found.append(summed.reshape(shape) if _is_unknown(term) else None)
+        found.append(summed.reshape(shape) if is_unknown(term) else None)
     return found
 
 
@@ -433,16 +340,16 @@ def _plain_sums(x: Array, *, axis: int, mean: bool) -> list[Array]:
     return [how(x, axis), how(x, axis + 1)]
 
 
-_sums = _primitive("sums", _plain_sums, two_sums, ("axis", "mean"), several=True)
+_sums = primitive("sums", _plain_sums, two_sums, ("axis", "mean"), several=True)
 
 
 def _sums_transpose(sums: Sequence[Any], x: Any, *, axis: int, mean: bool) -> list[Any]:
     """Both repeated along the axes they lack; XLA adds them to what else the gradient is of."""
-    shape = _shape(x)
+    shape = shape_of(x)
     spread = [
         jnp.expand_dims(one / shape[axis + k] if mean else one, axis + k)
         for k, one in enumerate(sums)
-        if _varies(one)
+        if varies(one)
     ]
     return [jnp.broadcast_to(sum(spread), shape)]
 
@@ -470,16 +377,16 @@ def _plain_held(x: Array, weight: Array, *, axis: int) -> list[Array]:
     return [*_sums.bind(x, axis=axis, mean=True), zeros]
 
 
-_held = _primitive("held", _plain_held, _plain_held, ("axis",), several=True)
+_held = primitive("held", _plain_held, _plain_held, ("axis",), several=True)
 
 
 def _held_jvp(args: Sequence[Any], tangents: Sequence[Any], *, axis: int) -> Any:
     (x, weight), (to_x, to_weight) = args, tangents
     made = _held.bind(x, weight, axis=axis)
-    if _varies(to_x) and _varies(to_weight):
+    if varies(to_x) and varies(to_weight):
         return made, _joint.bind(to_x, to_weight, x, weight, axis=axis)
     order, shape = tuple(range(x.ndim - 1)), (*x.shape[:-1], weight.shape[1])
-    if _varies(to_x):
+    if varies(to_x):
         sums = _sums.bind(to_x, axis=axis, mean=True)
         return made, [*sums, _sum([(to_x, weight, order)], [], shape)]
     zeros = [jnp.zeros_like(one) for one in made[:2]]
@@ -488,7 +395,7 @@ def _held_jvp(args: Sequence[Any], tangents: Sequence[Any], *, axis: int) -> Any
 
 def _held_transpose(sums: Sequence[Any], x: Any, weight: Any, *, axis: int) -> list[Any]:
     """The zeros depend on nothing."""
-    return [*_sums_transpose(sums[:2], x, axis=axis, mean=True), None]
+    return [*_sums_transpose(instantiated(sums[:2]), x, axis=axis, mean=True), None]
 
 
 def _held_batch(args: Any, dims: Any, *, axis: int) -> Any:
@@ -507,20 +414,20 @@ def _joint_apart(
     return [*_sums.bind(to_x, axis=axis, mean=True), product]
 
 
-_joint = _primitive("joint", _joint_apart, _joint_apart, ("axis",), several=True)
+_joint = primitive("joint", _joint_apart, _joint_apart, ("axis",), several=True)
 """Linear in the first two arguments together; its transpose is what all this is for."""
 
 
 def _joint_transpose(cotangents: Sequence[Any], *args: Any, axis: int) -> list[Any]:
     first, second, g = cotangents
     to_x, to_weight, x, weight = args
-    both = _is_unknown(to_x) and _is_unknown(to_weight)
-    if both and not _varies(g):
+    both = is_unknown(to_x) and is_unknown(to_weight)
+    if both and not varies(g):
         return [*_sums_transpose([first, second], to_x, axis=axis, mean=True), None, None, None]
-    if both and not _is_unknown(x) and not _is_unknown(weight):
-        scaled = [one / x.shape[axis + k] for k, one in enumerate(_made([first, second]))]
+    if both and not is_unknown(x) and not is_unknown(weight):
+        scaled = [one / x.shape[axis + k] for k, one in enumerate(instantiated([first, second]))]
         return [*_back_from.bind(g, x, weight, *scaled, axis=axis), None, None]
-    return _apart_transpose(_joint_apart)(cotangents, *args, axis=axis)  # type: ignore[no-any-return]
+    return transposed(_joint_apart)(cotangents, *args, axis=axis)  # type: ignore[no-any-return]
 
 
 # -- outer products -------------------------------------------------------------------------
@@ -533,27 +440,27 @@ def _plain_outer(x: Array, g: Array, *, order: Order) -> Array:
 def _outer_through(
     context: mlir.LoweringRuleContext, args: Sequence[Any], params: dict[str, Any]
 ) -> tuple[mlir.LoweringRuleContext, list[Any], dict[str, Any]]:
-    x, kind, moved = _as_it_lay(args[0], context.avals_in[0])
+    x, kind, moved = as_it_lay(args[0], context.avals_in[0])
     context = context.replace(avals_in=[kind, context.avals_in[1]])  # type: ignore[no-untyped-call]
     return context, [x, args[1]], {"order": tuple(moved[axis] for axis in params["order"])}
 
 
-_outer = _primitive("outer", _plain_outer, outer_product, ("order",), through=_outer_through)
+_outer = primitive("outer", _plain_outer, outer_product, ("order",), through=_outer_through)
 """The gradient of a weight: over all rows, the sum of products of x, its axes in `order`, and g."""
 
 
 def _outer_jvp(args: Sequence[Any], tangents: Sequence[Any], *, order: Order) -> Any:
     (x, g), (to_x, to_g) = args, tangents
-    moved = [(to_x, g)] if _varies(to_x) else []
-    moved += [(x, to_g)] if _varies(to_g) else []
+    moved = [(to_x, g)] if varies(to_x) else []
+    moved += [(x, to_g)] if varies(to_g) else []
     made = sum(_outer.bind(*pair, order=order) for pair in moved)
     return _outer.bind(x, g, order=order), made
 
 
 def _outer_transpose(weight: Array, x: Any, g: Any, *, order: Order) -> list[Any]:
-    if _is_unknown(x):
-        return [_sum([(g, weight.T, _inverse(order))], [], _shape(x)), None]
-    return [None, _sum([(x, weight, order)], [], _shape(g))]
+    if is_unknown(x):
+        return [_sum([(g, weight.T, inverse(order))], [], shape_of(x)), None]
+    return [None, _sum([(x, weight, order)], [], shape_of(g))]
 
 
 # -- all gradients at once ------------------------------------------------------------------
@@ -566,7 +473,7 @@ def _apart(g: Array, x: Array, weight: Array, *, axis: int) -> list[Array]:
     return [_sum([(g, weight.T, order)], [], x.shape), _outer.bind(x, g, order=order), *sums]
 
 
-_back = _primitive("back", _apart, all_gradients, ("axis",), several=True)
+_back = primitive("back", _apart, all_gradients, ("axis",), several=True)
 
 
 def _apart_from(
@@ -578,52 +485,10 @@ def _apart_from(
     return [_sum([(g, weight.T, order)], terms, x.shape), _outer.bind(x, g, order=order)]
 
 
-_back_from = _primitive("back_from", _apart_from, gradients_from, ("axis",), several=True)
-
-
-def _apart_jvp(apart: Callable[..., Any]) -> Callable[..., Any]:
-    """The rule of a primitive for derivatives: that of what it does at once, done apart."""
-
-    def rule(args: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
-        return jax.jvp(partial(apart, **params), tuple(args), _made(tangents))
-
-    return rule
-
-
-def _apart_transpose(apart: Callable[..., Any]) -> Callable[..., Any]:
-    """As `_apart_jvp`, of the transpose by whatever arguments are unknown."""
-
-    def rule(cotangents: Sequence[Any], *args: Any, **params: Any) -> list[Any]:
-        unknown = [place for place, arg in enumerate(args) if _is_unknown(arg)]
-        made: list[Any] = [*args]
-
-        def of_unknown(*values: Array) -> list[Array]:
-            for place, value in zip(unknown, values, strict=True):
-                made[place] = value
-            found: list[Array] = apart(*made, **params)
-            return found
-
-        kinds = [args[place].aval for place in unknown]
-        found = jax.linear_transpose(of_unknown, *kinds)([*_made(cotangents)])
-        gradients: list[Any] = [None] * len(args)
-        for place, one in zip(unknown, found, strict=True):
-            gradients[place] = one
-        return gradients
-
-    return rule
+_back_from = primitive("back_from", _apart_from, gradients_from, ("axis",), several=True)
 
 
 # -- what transforms do with them -----------------------------------------------------------
-
-
-def _by_vmap(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """A rule for batches: that of XLA's own ops."""
-
-    def batched(args: Any, dims: Any, **params: Any) -> Any:
-        made = jax.vmap(partial(plain, **params), dims)(*args)
-        return made, jax.tree.map(lambda _: 0, made)
-
-    return batched
 
 
 ad.primitive_jvps[_linear_sum] = _linear_sum_jvp
@@ -633,7 +498,7 @@ ad.deflinear2(_sums, _sums_transpose)  # type: ignore[no-untyped-call]
 batching.primitive_batchers[_sums] = _sums_batch
 ad.primitive_jvps[_outer] = _outer_jvp
 ad.primitive_transposes[_outer] = _outer_transpose
-batching.primitive_batchers[_outer] = _by_vmap(_plain_outer)
+batching.primitive_batchers[_outer] = by_vmap(_plain_outer)
 ad.primitive_jvps[_held] = _held_jvp
 ad.primitive_transposes[_held] = _held_transpose
 batching.primitive_batchers[_held] = _held_batch
@@ -643,6 +508,6 @@ for _made_at_once, _made_apart in (
     (_back, _apart),
     (_back_from, _apart_from),
 ):
-    ad.primitive_jvps[_made_at_once] = _apart_jvp(_made_apart)
-    ad.primitive_transposes.setdefault(_made_at_once, _apart_transpose(_made_apart))
-    batching.primitive_batchers[_made_at_once] = _by_vmap(_made_apart)
+    ad.primitive_jvps[_made_at_once] = derived(_made_apart)
+    ad.primitive_transposes.setdefault(_made_at_once, transposed(_made_apart))
+    batching.primitive_batchers[_made_at_once] = by_vmap(_made_apart)
