@@ -388,6 +388,45 @@ def test_transforms_of_transforms() -> None:
     close(donated, wanted(*args), 1e-5)
 
 
+def test_a_term_of_one_channel_is_no_pair_with_another() -> None:
+    _, wanted, (x, weight, *_) = a_call()
+    terms = jnp.ones((2, 64, 1, 16)), jnp.ones((2, 64, 96, 1))
+
+    def compute(*args):  # type: ignore[no-untyped-def]
+        return kernels.linear_sum([((args[0],), args[1])], args[2:])
+
+    found, plain = (
+        jax.grad(lambda *args, how=how: (how(*args) ** 2).sum(), (0, 1, 2, 3))(x, weight, *terms)
+        for how in (compute, wanted)
+    )
+    all_close(found, plain, 1e-5)
+
+
+def test_nans_are_found() -> None:
+    compute, _, (x, weight, *terms) = a_call()
+    x = x.at[0, 0, 0, 0].set(jnp.nan)
+    with jax.debug_nans(True), pytest.raises(FloatingPointError):
+        jax.jit(compute)(x, weight, *terms)
+    with jax.debug_nans(True), pytest.raises(FloatingPointError):
+        kernels.two_means(x, 1)
+
+
+def test_what_is_held_is_held_by_programs_alone() -> None:
+    _, _, (x, weight, *terms) = a_call()
+    assert kernels.two_means_held(x, weight, 1)[2] is None
+
+    def forward(weight):  # type: ignore[no-untyped-def]
+        *_, held = kernels.two_means_held(x, weight, 1)
+        return kernels.linear_sum([((x,), weight)], terms, held).sum((0, 1, 2))
+
+    memory = jax.jit(jax.jacfwd(forward)).lower(weight).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 2 * x.nbytes  # not an array for each of 256 tangents
+    with pytest.raises(ValueError, match="found 2 products"):
+        kernels.linear_sum([((x,), weight), ((x,), weight, (0, 1))], terms, jnp.zeros(x.shape))
+    with pytest.raises(ValueError, match="expected one with an axis and channels"):
+        kernels.two_means_held(x, weight, 2)
+
+
 def test_programs_for_elsewhere_have_none() -> None:
     """Exported ones, and those for several platforms at once."""
     compute, wanted, args = a_call()

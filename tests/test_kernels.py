@@ -285,6 +285,28 @@ def test_what_the_kernels_have_no_room_for_is_refused() -> None:
         ops.linear_sum([x], [weight], [0], [0], [torch.ones(5, 3)])
 
 
+def test_a_term_of_one_channel_is_no_pair_with_another() -> None:
+    rng = np.random.default_rng(0)
+    leaves = (
+        draw(rng, 2, 9, 8, 16),
+        draw(rng, 16, 16),
+        draw(rng, 2, 9, 1, 16),
+        draw(rng, 2, 9, 8, 1),
+    )
+    found, wanted = [], []
+    for asked, dtype in ((found, torch.float32), (wanted, torch.float64)):
+        x, weight, *terms = (leaf.to(dtype).requires_grad_() for leaf in leaves)
+        if dtype is torch.float32:
+            y = ops.linear_sum([x], [weight], [0], [0, 1, 2], terms)
+        else:
+            y = x @ weight + terms[0] + terms[1]
+        asked += torch.autograd.grad((y**2).sum(), (x, weight, *terms))
+    for one, other in zip(found, wanted, strict=True):
+        close(one, other, 1e-5)
+    with pytest.raises(ValueError, match="expected two before channels"):
+        ops.back(leaves[0], leaves[0], leaves[1], 2)
+
+
 def test_a_term_is_broadcast_over_channels_too() -> None:
     x, weight = torch.ones(2, 3), torch.ones(3, 3)
     y = ops.linear_sum([x], [weight], [0], [0], [torch.tensor([[1.0], [2.0]])])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import jax
@@ -33,6 +33,11 @@ MOST = 8
 """Products, terms and axes of a sum that `kernels.hpp` has room for."""
 
 
+def _target(name: str, kind: str) -> str:
+    """What XLA knows a kernel as: others come from other sources."""
+    return f"symcompile_{name}_{library(kind, host='xla').stem}".replace("-", "_")
+
+
 def _register(kind: str) -> bool:
     """Make the kernels for a kind of processor known to XLA, if they are there."""
     if not runs_here(kind):
@@ -43,7 +48,7 @@ def _register(kind: str) -> bool:
             handler = jax.ffi.pycapsule(  # type: ignore[no-untyped-call]
                 getattr(made, f"symcompile_{name}")
             )
-            jax.ffi.register_ffi_target(f"symcompile_{name}_{kind}", handler, platform="cpu")
+            jax.ffi.register_ffi_target(_target(name, kind), handler, platform="cpu")
     except (OSError, RuntimeError):
         return False
     return True
@@ -69,7 +74,7 @@ def _call(name: str, width: int, results: Any, *args: Array, **numbers: Any) -> 
         key: np.float32(value) if isinstance(value, float) else np.array(value, np.int64)
         for key, value in numbers.items()
     }
-    call = jax.ffi.ffi_call(f"symcompile_{name}_{kind}", made if several else made[0])
+    call = jax.ffi.ffi_call(_target(name, kind), made if several else made[0])
     return call(*args, **given)
 
 
@@ -122,10 +127,15 @@ def two_sums(x: Array, *, axis: int, mean: bool) -> list[Array]:
         [(*before, count, *after), (*before, rows, *after)],
         x,
         shape=(prod(before), rows, count, prod(after)),
-        row_scale=1 / rows if mean else 1.0,
-        count_scale=1 / count if mean else 1.0,
+        row_scale=_scale(rows, mean),
+        count_scale=_scale(count, mean),
     )
     return made
+
+
+def _scale(count: int, mean: bool) -> float:
+    """What a sum is multiplied by: the mean of nothing is no number."""
+    return (1 / count if count else inf) if mean else 1.0
 
 
 def outer_product(x: Array, g: Array, *, order: Sequence[int]) -> Array:

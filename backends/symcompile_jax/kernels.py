@@ -85,9 +85,15 @@ def two_means_fit(x: Array, axis: int) -> bool:
         _are_plain(x)
         and x.size >= _FEWEST
         # Threads take four rows at a time.
-        and prod(x.shape[:axis]) * -(-x.shape[axis] // 4) >= 2 * (os.cpu_count() or 1)
+        and prod(x.shape[:axis]) * -(-x.shape[axis] // 4) >= 2 * _threads()
         and _fill_vectors(prod(x.shape[axis + 2 :]))
     )
+
+
+def _threads() -> int:
+    """As many as XLA uses."""
+    here = getattr(os, "sched_getaffinity", None)
+    return len(here(0)) if here else os.cpu_count() or 1
 
 
 def _have_room(products: int, terms: int, axes: int) -> bool:
@@ -121,6 +127,8 @@ def linear_sum(
     Args:
         held: of `two_means_held` of the one x and the one weight: takes their derivatives.
     """
+    if held is not None and len(products) != 1:
+        raise ValueError(f"found {len(products)} products, expected the one that is held")
     made: list[Product] = []
     for parts, weight, *axes in products:
         moved = axes[0] if axes else ()
@@ -274,7 +282,7 @@ def _pair(terms: Sequence[Any], full: Sequence[int]) -> tuple[int, int, int] | N
         for place, term in enumerate(terms)
         if is_unknown(term)
     }
-    pairs = [(axis, (axis,), (axis + 1,)) for axis in range(len(full) - 1)]
+    pairs = [(axis, (axis,), (axis + 1,)) for axis in range(len(full) - 2)]
     return next(
         ((axis, over[one], over[two]) for axis, one, two in pairs if {one, two} <= {*over}), None
     )
@@ -301,7 +309,7 @@ def _linear_sum_batch(args: Sequence[Any], dims: Sequence[int | None], **params:
     sources, orders, shape = params["sources"], params["orders"], params["shape"]
     of_x, of_weights, of_terms = _parts(dims, sources)
     weighted = any(dim is not None for dim in of_weights)
-    if None in of_x or weighted or not _have_room(0, 0, len(shape)):
+    if not of_x or None in of_x or weighted or not _have_room(0, 0, len(shape)):
         return jax.vmap(partial(_plain_sum, **params), dims)(*args), 0
     first = [
         arg if dim is None else jnp.moveaxis(arg, dim, 0)
@@ -361,13 +369,17 @@ def _sums_batch(args: Any, dims: Any, *, axis: int, mean: bool) -> Any:
 # -- sums over two axes, and what holds a product's derivatives -------------------------------
 
 
-def two_means_held(x: Array, weight: Array, axis: int) -> tuple[Array, Array, Array]:
+def two_means_held(x: Array, weight: Array, axis: int) -> tuple[Array, Array, Array | None]:
     """As `two_means`, of an x that `linear_sum` will multiply by a weight; and zeros, held for it.
 
     They have the shape of the product and its derivatives: so those of x and weight are made
-    together with those of the means, reading x once. Nothing else reads them, and no memory is
-    taken for them.
+    together with those of the means, reading x once. Nothing else reads them: under jit no memory
+    is taken for them. Where nothing is traced there are none.
     """
+    if axis % x.ndim > x.ndim - 3:
+        raise ValueError(f"found axis {axis} of {x.shape}, expected one with an axis and channels")
+    if not isinstance(x, jax.core.Tracer) and not isinstance(weight, jax.core.Tracer):
+        return *two_means(x, axis), None
     first, second, held = _held.bind(x, weight, axis=axis % x.ndim)
     return first, second, held
 
@@ -389,7 +401,7 @@ def _held_jvp(args: Sequence[Any], tangents: Sequence[Any], *, axis: int) -> Any
     if varies(to_x):
         sums = _sums.bind(to_x, axis=axis, mean=True)
         return made, [*sums, _sum([(to_x, weight, order)], [], shape)]
-    zeros = [jnp.zeros_like(one) for one in made[:2]]
+    zeros = [ad.Zero(jax.typeof(one)) for one in made[:2]]
     return made, [*zeros, _sum([(x, to_weight, order)], [], shape)]
 
 

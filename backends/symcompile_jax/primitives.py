@@ -76,8 +76,10 @@ def primitive(
     compiled = jax.jit(made.bind, static_argnames=params)
 
     def run(*args: Array, **given: Any) -> Any:
-        whole = not jax.config.jax_disable_jit  # type: ignore[attr-defined]
-        return (compiled if whole else plain)(*args, **given)
+        # With NaNs looked for, JAX runs again op by op what made one.
+        config: Any = jax.config
+        apart = config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs
+        return (plain if apart else compiled)(*args, **given)
 
     made.def_impl(run)
     made.def_abstract_eval(shapes)
@@ -151,11 +153,26 @@ def by_vmap(apart: Callable[..., Any]) -> Callable[..., Any]:
     return batched
 
 
+def _among(
+    args: Sequence[Any], places: Sequence[int], apart: Callable[..., Any]
+) -> Callable[..., list[Array]]:
+    """A function of the arguments at some places; the others are as they are."""
+
+    def of_some(*values: Array) -> list[Array]:
+        given = dict(zip(places, values, strict=True))
+        return [*apart(*[given.get(place, arg) for place, arg in enumerate(args)])]
+
+    return of_some
+
+
 def derived(apart: Callable[..., Any]) -> Callable[..., Any]:
     """The derivative of a primitive made of others."""
 
     def derivative(args: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
-        return jax.jvp(partial(apart, **params), tuple(args), instantiated(tangents))
+        places = [place for place, tangent in enumerate(tangents) if varies(tangent)]
+        of_varying = _among(args, places, partial(apart, **params))
+        varying, moved = ([one[place] for place in places] for one in (args, tangents))
+        return jax.jvp(of_varying, varying, moved)
 
     return derivative
 
@@ -166,10 +183,7 @@ def transposed(apart: Callable[..., Any]) -> Callable[..., Any]:
     def transpose(sums: Sequence[Any], *args: Any, **params: Any) -> list[Any]:
         places = [place for place, arg in enumerate(args) if is_unknown(arg)]
 
-        def of_unknown(*values: Array) -> list[Array]:
-            given = dict(zip(places, values, strict=True))
-            return [*apart(*[given.get(k, arg) for k, arg in enumerate(args)], **params)]
-
+        of_unknown = _among(args, places, partial(apart, **params))
         kinds = [args[place].aval for place in places]
         found = jax.linear_transpose(of_unknown, *kinds)([*instantiated(sums)])
         made = dict(zip(places, found, strict=True))

@@ -226,7 +226,7 @@ def _pair(
     for place, shape in enumerate(shapes):
         full = (1,) * (grad.dim() - len(shape)) + tuple(shape)
         over = [axis for axis, size in enumerate(full) if size != grad.shape[axis]]
-        if needed[place] and len(over) == 1:
+        if needed[place] and len(over) == 1 and over[0] < grad.dim() - 1:
             alone[over[0]] = place
     return next(
         ((axis, alone[axis], alone[axis + 1]) for axis in sorted(alone) if axis + 1 in alone), None
@@ -457,6 +457,8 @@ def _go_back(
     over_count: Tensor | None,
 ) -> None:
     """Fill to_x, to_weight and the two sums, to_x with the terms first and second in it."""
+    if not 0 <= axis < grad.dim() - 2:
+        raise ValueError(f"found axis {axis} of {tuple(grad.shape)}, expected two before channels")
     _check_dtype(grad, x, weight, *(term for term in (first, second) if term is not None))
     if (*x.shape[:-1], *weight.shape) != (*grad.shape[:-1], x.shape[-1], grad.shape[-1]):
         raise ValueError(
