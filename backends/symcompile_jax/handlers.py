@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 from math import inf, prod
 from typing import Any
 
@@ -33,6 +34,7 @@ MOST = 8
 """Products, terms and axes of a sum that `kernels.hpp` has room for."""
 
 
+@cache
 def _target(name: str, kind: str) -> str:
     """What XLA knows a kernel as: others come from other sources."""
     return f"symcompile_{name}_{library(kind, host='xla').stem}".replace("-", "_")
