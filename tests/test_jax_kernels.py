@@ -19,6 +19,7 @@ from jax import Array
 import symcompile as sc
 from symcompile_jax import kernels
 from symcompile_kernels import build as building
+from tests.kernel_cases import recipes
 
 pytestmark = pytest.mark.skipif(not kernels.AVAILABLE, reason="the kernels were not compiled here")
 
@@ -50,17 +51,6 @@ def count(compute, *args) -> int:  # type: ignore[no-untyped-def]
     """The calls of kernels in a compiled program."""
     text = jax.jit(compute).lower(*args).as_text()
     return text.count("@symcompile_")
-
-
-@st.composite
-def recipes(draw_from):  # type: ignore[no-untyped-def]
-    """A seed, a number of axes, sizes, channels in and out, products and terms."""
-    axes = draw_from(st.integers(1, 4))
-    size = draw_from(st.integers(0, (40, 19, 7, 5)[axes - 1]))
-    channels = st.integers(1, 70)
-    products, terms = draw_from(st.integers(1, 3)), draw_from(st.integers(0, 4))
-    seed = draw_from(st.integers(0, 2**32 - 1))
-    return seed, [size] * axes, draw_from(channels), draw_from(channels), products, terms
 
 
 def a_sum(seed, sizes, depth, width, products, terms):  # type: ignore[no-untyped-def]

@@ -18,6 +18,7 @@ from torch import Tensor
 import symcompile as sc
 from symcompile_kernels import build as building
 from symcompile_torch.kernels import AVAILABLE
+from tests.kernel_cases import recipes
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the kernels were not compiled here")
 
@@ -59,17 +60,6 @@ def sum_of(x, weights, sources, orders, terms):  # type: ignore[no-untyped-def]
         for i, source in enumerate(sources)
     )
     return sum(terms, total)
-
-
-@st.composite
-def recipes(draw_from):  # type: ignore[no-untyped-def]
-    """A seed, a number of axes, sizes, channels in and out, products and terms."""
-    axes = draw_from(st.integers(1, 4))
-    size = draw_from(st.integers(0, (40, 19, 7, 5)[axes - 1]))
-    channels = st.integers(1, 70)
-    products, terms = draw_from(st.integers(1, 3)), draw_from(st.integers(0, 4))
-    seed = draw_from(st.integers(0, 2**32 - 1))
-    return seed, [size] * axes, draw_from(channels), draw_from(channels), products, terms
 
 
 def arguments(seed, sizes, depth, width, products, terms):  # type: ignore[no-untyped-def]

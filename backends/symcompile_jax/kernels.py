@@ -62,6 +62,7 @@ _FEWEST = 2**17
 _DEEPEST = 512
 """Channels of all that is multiplied together up to which a kernel is the quickest."""
 
+
 # -- when they serve ------------------------------------------------------------------------
 
 
