@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import mmap
 import os
@@ -20,8 +21,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from symcompile.bench import compare, report, runner
-from symcompile.bench.child import Bench, check_gradients, check_outputs, settle
+from symcompile.bench import child, compare, report, runner
+from symcompile.bench.child import Bench, check_gradients, check_outputs, settle, tell
 from symcompile.bench.contestants import Contestant, build_of, find_contestants, peers_beside
 from symcompile.bench.plots import draw
 from symcompile.bench.process import environment
@@ -254,6 +255,15 @@ def test_a_turn_begins_when_memory_is_at_hand(fresh: int, calls: int) -> None:
 
     settle(lambda: None)  # what Python itself takes on the way
     assert settle(call) == calls
+
+
+def test_a_turn_ends_when_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    answers = io.StringIO()
+    monkeypatch.setattr(child, "give_back", lambda: done.append(answers.getvalue()))
+    tell(iter([{"turn": 1}, {"turn": 2}]), answers)
+    assert done == ["", '{"turn": 1}\n'], "while others wait for the answer"
+    assert answers.getvalue() == '{"turn": 1}\n{"turn": 2}\n'
 
 
 def test_without_memory_for_all_they_take_no_turns_and_the_ratio_says_so(

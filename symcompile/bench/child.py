@@ -16,12 +16,12 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from symcompile.bench.workloads import Workload
 from symcompile.check.draw import draw_permutations, dtype_of, permute, tolerance_of, wide
 from symcompile.errors import BackendError, CheckError
 
-__all__ = ["Bench", "check_gradients", "check_outputs", "main"]
+__all__ = ["Bench", "check_gradients", "check_outputs", "main", "tell"]
 
 _ROTATED, _MOST = 1 << 27, 128
 """Bytes of inputs that take turns, more than caches hold, in at most so many inputs."""
@@ -250,11 +250,16 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     lines = (json.loads(line) for line in sys.stdin)
-    for answer in _serve(lines):
+    tell(_serve(lines), answers)
+
+
+def tell(found: Iterable[Mapping[str, Any]], answers: TextIO) -> None:
+    """Write answers, each when this process is at rest: then another contestant has its turn."""
+    for answer in found:
+        gc.collect()
+        give_back()  # others need the memory; and the cores, which giving it back takes a while
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-        gc.collect()
-        give_back()  # others need it while this one waits
 
 
 def _serve(lines: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
