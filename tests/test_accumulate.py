@@ -95,17 +95,32 @@ def test_products_made_late_are_transposed_as_the_interpreter_has_it(backend):
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_product_that_depends_on_more_than_the_base_is_made_before_it():
-    """The zero that anchors the base is made from it."""
+@pytest.mark.parametrize("batched", ["x", "y", "both"])
+def test_products_of_other_inputs_are_made_late_and_give_the_sum_their_batch_axes(batched):
+    torch = pytest.importorskip("torch")
     spec = {"x": (0, 0), "y": (0, 0)}
-    options = {"in_channels": 32, "out_channels": 32, "sizes": {0: 64}, "minimize": "peak"}
-    program = compile_spec(spec, **options).program
+    options = {"in_channels": 32, "out_channels": 32, "sizes": {0: 64}}
+    layer = sc.compile(spec, **options, dtype="float64")
+    program = layer.compiled.program
     made = accumulations(program)
     assert len(made) == 2
     for found in made.values():
-        assert not set(found.anchors) & set(found.late.values())
-        for mix in found.late.values():
-            assert program.ops[mix].args == program.ops[found.base].args
+        base = program.ops[found.base].args
+        assert any(program.ops[mix].args != base for mix in found.late.values())
+        assert not set(found.anchors) & {*found.late, *found.late.values()}
+    torch.manual_seed(0)
+    x = {name: torch.randn(2, 1, 64, 64, 32, dtype=torch.float64) for name in spec}
+    over = {name: 0 if batched in (name, "both") else None for name in spec}
+    given = {name: x[name] if dim == 0 else x[name][0] for name, dim in over.items()}
+    with torch.no_grad():
+        found = torch.func.vmap(layer, ({**over},))(given)
+        each = [
+            layer({name: given[name][k] if over[name] == 0 else given[name] for name in spec})
+            for k in range(2)
+        ]
+    for name in spec:
+        expected = torch.stack([one[name] for one in each])
+        torch.testing.assert_close(found[name], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_products_added_a_few_samples_at_a_time_are_those_added_at_once(monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from symcompile.codegen import get_backend
 from symcompile.cost import PRESETS, Machine, Polynomial, Work, total_work, work_of
 from symcompile.cost.objective import MINIMIZE, NOMINAL_SIZE, Objective
 from symcompile.errors import OptionError
-from symcompile.ir import Concat
+from symcompile.ir import Broadcast, Concat, accumulations, types_of
 from symcompile.spec import flatten_like, parse_spec, unflatten
 from tests.backend_cases import CUBE, MLP, SPEC, inputs
 from tests.baselines import held_to_programs
@@ -291,6 +292,71 @@ def test_what_a_plan_is_chosen_by_is_what_its_report_says(spec, fresh):
     objective = Objective("time", compiled.program.sizes, machine)
     scored = objective.total(work_of(compiled.program), compiled.program)
     assert compiled.plan.planned.seconds == pytest.approx(scored, rel=1e-12)
+
+
+BLOCK = {"in": ("e", "m"), "out": ("m", "e")}, {"e": 64, "m": 96}
+"""Two tensors of one signature, stored either way."""
+
+
+def block_of(**options):
+    spec, sizes = BLOCK
+    options = {"in_channels": 16, "out_channels": 16, "bias": False, **options}
+    return compile_spec(spec, sizes=sizes, **options)
+
+
+def test_a_sum_in_one_pass_reads_its_factors_and_terms_once_and_is_written_once():
+    compiled = block_of()
+    program, sizes = compiled.program, dict(BLOCK[1])
+    works = work_of(program, one_pass=True)
+    types, sums = types_of(program), accumulations(program)
+    assert len(sums) == 2
+    whole = 64 * 96 * 16
+    for number, found in sums.items():
+        parts = [found.base, *found.late.values()]
+        terms = set(program.ops[number].args) - {found.base, *found.late}
+        smaller = sum(
+            prod(sizes[types[term].labels[k]] for k in program.ops[term].axes) * 16
+            for term in terms
+            if isinstance(program.ops[term], Broadcast)
+        )
+        made = total_work([works[k] for k in (number, *parts)])
+        assert len(parts) == 2
+        assert made.read.at(sizes) == 2 * (whole + 16 * 16) + smaller
+        assert made.written.at(sizes) == made.new.at(sizes) == whole
+        assert made.launches == 1
+        assert made.flops.at(sizes) == (2 * 2 * 16 + len(terms)) * whole
+        apart = total_work([work_of(program)[k] for k in (number, *parts)])
+        assert apart.moved.at(sizes) > made.moved.at(sizes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"out_channels": 6},  # empty lanes
+        {"out_channels": 320},  # many channels
+        {"sizes": {"e": 7, "m": 8}},  # few rows
+        {"machine": "h100"},
+        {"machine": replace(PRESETS["cpu"], one_pass=False)},
+    ],
+    ids=str,
+)
+def test_sums_take_a_pass_for_every_term_elsewhere(options):
+    assert {mix.chosen for mix in block_of().plan.mixes if mix.weight == "mix_e_m"} == {
+        "transposed after, outputs apart"
+    }
+    spec, sizes = BLOCK
+    options = {"in_channels": 16, "out_channels": 16, "sizes": sizes, **options}
+    compiled = compile_spec(spec, **options)
+    works = work_of(compiled.program)
+    assert compiled.plan.planned.launches == sum(work.launches for work in works)
+
+
+def test_machines_that_are_measured_know_of_kernels():
+    import symcompile_torch
+
+    assert Machine.measure("torch").one_pass == symcompile_torch.HAS_KERNELS
+    assert not Machine.measure("numpy").one_pass
+    assert {name for name, machine in PRESETS.items() if machine.one_pass} == {"cpu"}
 
 
 def test_outputs_are_apart_where_new_arrays_are_dear():

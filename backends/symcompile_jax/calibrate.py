@@ -1,17 +1,19 @@
-"""What JAX reaches on its default device, op by op. Out: the numbers of a `Machine`."""
+"""What JAX reaches on its default device, op by op. Out: the figures of a `Machine`."""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from symcompile.cost.measure import COPIED, LAUNCHED, SIDE, rates
+from symcompile_jax.kernels import AVAILABLE
 
 __all__ = ["calibrate"]
 
 
 def calibrate() -> tuple[float, ...]:
     """(bytes per second, float32 operations per second, seconds per launch, seconds per byte of a
-    new array).
+    new array, whether there are kernels for sums in one pass).
 
     Every copy is a new array, so `bandwidth` has the cost of new arrays already.
     """
@@ -24,8 +26,9 @@ def calibrate() -> tuple[float, ...]:
             result = jnp.add(result, entry)
         result.block_until_ready()
 
-    return rates(
+    figures = rates(
         lambda: jnp.array(source, copy=True).block_until_ready(),
         lambda: (matrix @ matrix).block_until_ready(),
         launch,
     )
+    return *figures, AVAILABLE and jax.default_backend() == "cpu"

@@ -1,10 +1,11 @@
-"""What PyTorch reaches on its default device. Out: the four numbers of a `Machine`."""
+"""What PyTorch reaches on its default device. Out: the figures of a `Machine`."""
 
 from __future__ import annotations
 
 import torch
 
 from symcompile.cost.measure import COPIED, LAUNCHED, SIDE, rates
+from symcompile_torch.kernels import AVAILABLE
 
 __all__ = ["calibrate"]
 
@@ -12,7 +13,7 @@ __all__ = ["calibrate"]
 @torch.no_grad()
 def calibrate() -> tuple[float, ...]:
     """(bytes per second, float32 operations per second, seconds per launch, seconds per byte of a
-    new array).
+    new array, whether there are kernels for sums in one pass).
 
     Measured where tensors are made by default: `with torch.device("cuda"):` chooses.
     """
@@ -41,4 +42,4 @@ def calibrate() -> tuple[float, ...]:
             torch.add(entry, entry)
         finish()
 
-    return rates(copy, multiply, launch, clone)
+    return *rates(copy, multiply, launch, clone), AVAILABLE and device.type == "cpu"

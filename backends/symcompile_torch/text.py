@@ -442,7 +442,7 @@ def _linear_sum(*products, terms=(), anchors=(), held=None):
     A product is (x, weight) or (x, weight, axes): index axis k of what is added is its axis
     `axes[k]`; a tuple x stands for its parts side by side. Terms are broadcast to the first
     product; for what is held see `_two_means_held`. Under vmap the first product may lack a batch
-    axis of what is added to it: zeros made from all terms and anchors give it the axis.
+    axis of what is added to it: zeros made from all that is added, and anchors, give it the axis.
     """
     products = [(x if type(x) is tuple else (x,), *other) for x, *other in products]
     if held is not None and _fits(products, (*terms, held)):
@@ -452,7 +452,8 @@ def _linear_sum(*products, terms=(), anchors=(), held=None):
         return _in_one_go(products, terms)
     (parts, weight), *others = products
     if _transformed():
-        for part in (*terms, *anchors):
+        factors = [value for parts, other, _ in others for value in (*parts, other)]
+        for part in (*terms, *anchors, *factors):
             weight = weight + part.new_zeros(())
     total = _product(_joined(parts), weight)
     for parts, weight, axes in others:

@@ -55,8 +55,8 @@ class Backend(Protocol):
 
         Returns:
             (bytes per second, float32 operations per second in a matmul, seconds per launch), and
-            seconds per byte of a new array where that is more than writing it: the figures of a
-            `Machine`, in its order.
+            seconds per byte of a new array where that is more than writing it, and whether sums
+            take one pass: the figures of a `Machine`, in its order. The last two may be left out.
         """
 
 

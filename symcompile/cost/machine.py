@@ -1,4 +1,4 @@
-"""The machine model: four numbers that turn work into time.
+"""The machine model: a few figures that turn work into time.
 
 In: bytes, flops, launches, bytes of new arrays. Out: seconds, by a roofline with a fixed cost per
 kernel launch and one for memory never written before. It is coarse on purpose: it has to rank
@@ -27,6 +27,8 @@ class Machine:
         fresh: seconds per byte that a new array costs on top of being written. A system that
             clears pages before it hands them out takes about as long as writing them does; where
             memory is kept for the next array, as on GPUs, it is nothing.
+        one_pass: whether a sum of products and other terms takes one pass over memory, as it does
+            with symcompile's kernels for CPU; else one for every term.
 
     Raises:
         OptionError: a figure is no number, or not positive (`launch` and `fresh` may be zero).
@@ -40,6 +42,7 @@ class Machine:
     flops: float
     launch: float
     fresh: float = 0.0
+    one_pass: bool = False
 
     def __post_init__(self) -> None:
         for field in ("bandwidth", "flops"):
@@ -69,7 +72,9 @@ class Machine:
         """
         from symcompile.codegen import get_backend
 
-        return Machine(f"measured with {backend}", *get_backend(backend).calibrate())
+        figures = (*get_backend(backend).calibrate(), 0.0, False)  # the last two may be left out
+        bandwidth, flops, launch, fresh, one_pass = figures[:5]
+        return Machine(f"measured with {backend}", bandwidth, flops, launch, fresh, bool(one_pass))
 
 
 def _is_number(value: object) -> bool:
@@ -77,7 +82,7 @@ def _is_number(value: object) -> bool:
 
 
 PRESETS = {
-    "cpu": Machine("cpu", bandwidth=2e10, flops=2e11, launch=5e-6, fresh=5e-11),
+    "cpu": Machine("cpu", bandwidth=2e10, flops=2e11, launch=5e-6, fresh=5e-11, one_pass=True),
     "a100": Machine("a100", bandwidth=1.6e12, flops=1.9e13, launch=6e-6),
     "h100": Machine("h100", bandwidth=3.0e12, flops=6.0e13, launch=5e-6),
     "h200": Machine("h200", bandwidth=4.2e12, flops=6.0e13, launch=5e-6),

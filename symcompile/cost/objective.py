@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 
 from symcompile.cost.machine import PRESETS, Machine
-from symcompile.cost.work import Work
+from symcompile.cost.work import Work, work_of
 from symcompile.errors import OptionError
 from symcompile.ir import Program
 from symcompile.spec import Label, label_order
@@ -32,7 +32,7 @@ class Objective:
         minimize: "time" (roofline and launches on `machine`), "bytes" moved, "flops", or "peak"
             (bytes held by what the step makes).
         sizes: known label sizes.
-        machine: used by "time".
+        machine: what "time" is taken on; whatever is least, it tells how sums are made.
         itemsize: bytes of one entry.
 
     Raises:
@@ -63,8 +63,16 @@ class Objective:
         known = dict(self.sizes)
         return prod(known.get(label, NOMINAL_SIZE) for label in labels)
 
+    def works(self, program: Program) -> tuple[Work, ...]:
+        """The work of every op on the machine."""
+        return work_of(program, one_pass=self.machine.one_pass)
+
+    def cost_of(self, program: Program) -> float:
+        """The score of a program."""
+        return self.total(self.works(program), program)
+
     def total(self, works: Iterable[Work], program: Program) -> float:
-        """The summed score of a program's ops."""
+        """The summed score of work on a program's values."""
         sizes = self.sizes_of(program)
         return sum(
             self.score(

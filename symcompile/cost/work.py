@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 from symcompile.cost.layout import layouts_of, moves_on_the_way_in, moves_on_the_way_out
 from symcompile.cost.polynomial import Polynomial
@@ -39,6 +39,15 @@ from symcompile.ir import (
 __all__ = ["FILL_LAUNCHES", "Accountant", "Work", "total_work", "work_of"]
 
 _NOTHING = Polynomial()
+
+_FEW_CHANNELS = 512
+"""Channels multiplied together up to which kernels are the quickest; twice those of the result."""
+
+_MANY_ENTRIES = 2**11
+"""Entries of a result of which 64 examples are enough for a kernel to be the quickest."""
+
+_FEW_TERMS = 8
+"""Products, and other terms, that a kernel has room for."""
 
 FILL_LAUNCHES = 2
 """Kernels that put all filled matrices together: zeros, and the weights' entries among them."""
@@ -94,22 +103,28 @@ def total_work(parts: Sequence[Work]) -> Work:
     )
 
 
-def work_of(program: Program) -> tuple[Work, ...]:
-    """The work of every op."""
-    return Accountant(program).works()
+def work_of(program: Program, *, one_pass: bool = False) -> tuple[Work, ...]:
+    """The work of every op.
+
+    Args:
+        one_pass: on a machine with kernels for sums of products, see `Machine`.
+    """
+    return Accountant(program, one_pass=one_pass).works()
 
 
 class Accountant:
     """Work and storage of ops, worked out from types, lazy axes, layouts and ownership."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, one_pass: bool = False) -> None:
         self.program = program
+        self.one_pass = one_pass
         self.types = types_of(program)
         self.shapes = program.matrices
         self.first = _first_filled(program)
         self.lazy = lazy_axes(program)
         self.layouts = layouts_of(program, [len(kind.labels) for kind in self.types], self.lazy)
         self.owned = ownership(program, self.types, self.lazy)
+        self.fused = self._fused()
 
     def works(self) -> tuple[Work, ...]:
         """The work of every op; the first that reads a filled matrix does the work of all."""
@@ -130,6 +145,7 @@ class Accountant:
         """
         other = copy(self)
         other.owned = ownership(self.program, self.types, self.lazy, batched)
+        other.fused = other._fused()
         return other
 
     def storage_of(self, number: int) -> tuple[Polynomial, Polynomial]:
@@ -163,6 +179,39 @@ class Accountant:
 
     # -- facts ----------------------------------------------------------------------------------
 
+    def _fused(self) -> frozenset[int]:
+        """Stacks, products and terms that are read and written by the sum they are a part of.
+
+        A kernel makes it in one pass, if there are few channels; see `Machine.one_pass`.
+        """
+        fused: set[int] = set()
+        for number, made in self.owned.sums.items():
+            if self.one_pass and made.accumulation and self._suits(number, made):
+                base, late = made.accumulation.base, made.accumulation.late
+                stack = self.program.ops[base].args[0]
+                fused.update((base, *late, *late.values()))
+                fused.update({stack} & self.owned.within.keys())
+        return frozenset(fused)
+
+    def _suits(self, number: int, made: Sum) -> bool:
+        """Whether kernels take a sum, and are quicker than an op for every operand."""
+        assert made.accumulation, "kernels make sums of products"
+        mixes = [made.accumulation.base, *made.accumulation.late.values()]
+        read = [width for mix in mixes for width in self._widths(*self.program.ops[mix].args)]
+        kind, sizes = self.types[number], dict(self.program.sizes)
+        entries = prod(sizes.get(label, inf) for label in kind.labels) * kind.width
+        return (
+            max(sum(read), 2 * kind.width) <= _FEW_CHANNELS
+            and max(len(mixes), len(made.plain) - len(mixes)) <= _FEW_TERMS
+            and all(width % 8 == 0 or width > 16 for width in (*read, kind.width))
+            and entries >= _MANY_ENTRIES
+        )
+
+    def _widths(self, value: int) -> list[int]:
+        """Of what a product reads, or of the parts it reads instead."""
+        parts = self.program.ops[value].args if value in self.owned.within else (value,)
+        return [self.types[part].width for part in parts]
+
     def _copies_out(self, op: Output) -> int:
         """How often an output is copied: to full extent, out of a shared array, to merge axes."""
         (arg,) = op.args
@@ -195,6 +244,8 @@ class Accountant:
                 else:
                     read, before = self._whole(arg), self._expanded(arg)
                 return total_work([before, Work(read, self._extent(number), read, 1)])
+            case Concat() if number in self.fused:
+                return Work()
             case Concat():
                 size = self._whole(number)
                 copies = [self._expanded(arg) for arg in op.args]
@@ -219,7 +270,10 @@ class Accountant:
         inputs, result = self._extent(arg), self._extent(number)
         rows = op.rows[1] - op.rows[0]
         weight = Polynomial.of((), rows * self.types[number].width)
-        matmul = Work(inputs + weight, result, result * (2 * rows), 1)
+        flops = result * (2 * rows)
+        if number in self.fused:
+            return Work(inputs + weight, _NOTHING, flops)
+        matmul = Work(inputs + weight, result, flops, 1)
         if self.layouts[arg].in_rows:
             return matmul
         return total_work([Work(inputs, inputs, _NOTHING, 1), matmul])
@@ -273,12 +327,16 @@ class Accountant:
     def _accumulate(self, number: int, made: Sum, accumulation: Accumulation) -> Work:
         """Sums in place: the matmul itself is the mix's."""
         whole = self._whole(number)
+        diagonals = [self._onto_diagonal(self.program.ops[arg].args[0]) for arg in made.embeds]
+        if accumulation.base in self.fused:
+            apart = [arg for arg in made.plain if arg not in self.fused]
+            read = Polynomial.sum(self._extent(arg) for arg in apart)
+            return total_work([Work(read, whole, whole * len(apart), 1), *diagonals])
         terms = [
             Work(whole + self._extent(arg), whole, whole, 1, placed=whole)
             for arg in made.plain
             if arg != accumulation.base
         ]
-        diagonals = [self._onto_diagonal(self.program.ops[arg].args[0]) for arg in made.embeds]
         return total_work([*terms, *diagonals])
 
     def _sum_storage(self, number: int) -> tuple[Polynomial, Polynomial]:

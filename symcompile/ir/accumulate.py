@@ -6,7 +6,8 @@ as the arithmetic that fills it, so of a large sum only one operand should ever 
 
 The one thing to know: under vmap a term may have a batch axis that the product lacks, and then a
 sum in place would not fit. So there a zero made from each such term, the anchors, is added to the
-weight of the mix: then the product depends on everything that is added to it.
+weight of the mix, and one from each factor of what is made late: then the product depends on
+everything that is added to it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,13 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from symcompile.ir.extent import lazy_axes
-from symcompile.ir.ops import Add, Broadcast, Const, Embed, Input, Mix, Transpose
+from symcompile.ir.ops import Add, Broadcast, Concat, Const, Embed, Mix, Transpose
 from symcompile.ir.program import Program, types_of
 from symcompile.ir.readers import readers_of
 from symcompile.ir.sources import sources_of
 from symcompile.ir.types import Type
 
-__all__ = ["MOST_ANCHORS", "Accumulation", "accumulated", "accumulations"]
-
-MOST_ANCHORS = 4
-"""Sums that would need more anchors than this are made anew."""
+__all__ = ["Accumulation", "accumulated", "accumulations"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class Accumulation:
     Attributes:
         base: the mix whose product is added to.
         anchors: the values a zero is made from.
-        late: terms that are products of an input, maybe transposed, by number of the term its mix.
+        late: terms that are products, maybe transposed, by number of the term its mix.
             Made only when they are added, one after the other, they need memory one at a time.
     """
 
@@ -91,7 +89,7 @@ def accumulated(
             return None
         if arg in batched or len(shapes[op.weight]) != 2:
             return None
-        return arg if isinstance(program.ops[op.args[0]], Input) else None
+        return None if isinstance(program.ops[op.args[0]], Concat | Const) else arg
 
     found: dict[int, Accumulation] = {}
     for number, op in enumerate(program.ops):
@@ -104,11 +102,10 @@ def accumulated(
         covered, anchors = sources[base], []
         for arg in op.args:
             if sources[arg] & ~covered:
-                late.pop(arg, None)
                 covered |= sources[arg]
                 while isinstance(program.ops[arg], Broadcast | Embed):
                     arg = program.ops[arg].args[0]
-                anchors.append(arg)
-        if len(anchors) <= MOST_ANCHORS:
-            found[number] = Accumulation(base, tuple(anchors), late)
+                if arg not in late:
+                    anchors.append(arg)
+        found[number] = Accumulation(base, tuple(anchors), late)
     return found

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from symcompile.cost.objective import Objective
-from symcompile.cost.work import work_of
 from symcompile.errors import PlanError, ProgramError
 from symcompile.ir import Program, diagrams_of, verify
 from symcompile.passes.batch import batch_mixes, plan_batches
@@ -125,7 +124,7 @@ def _score(done: Optimized, objective: Objective) -> float:
     """What was to be least, of the whole layer."""
     if objective.minimize == "peak":
         return _peak(done, objective)
-    return objective.total(work_of(done.program), done.program)
+    return objective.cost_of(done.program)
 
 
 def _planned(

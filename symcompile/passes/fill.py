@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from symcompile.cost.objective import Objective
-from symcompile.cost.work import FILL_LAUNCHES, work_of
+from symcompile.cost.work import FILL_LAUNCHES
 from symcompile.ir import (
     Add,
     Block,
@@ -303,7 +303,7 @@ def _scores(
         if objective.minimize == "peak":
             best.append(float(plan_schedule(stage, objective).peak * objective.itemsize))
         else:
-            best.append(objective.total(work_of(stage), stage))
+            best.append(objective.cost_of(stage))
     return best[0], best[1]
 
 

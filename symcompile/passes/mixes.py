@@ -19,7 +19,6 @@ from typing import Literal
 
 from symcompile.cost.memory import footprint, peak_entries
 from symcompile.cost.objective import Objective
-from symcompile.cost.work import work_of
 from symcompile.ir import (
     Add,
     Builder,
@@ -40,7 +39,7 @@ from symcompile.spec import Perm
 
 __all__ = ["APART", "FORMS", "MixPlan", "form_mixes", "plan_mixes"]
 
-_INPUTS = ("stacked", "separate", "transposed after")
+_INPUTS = ("stacked", "transposed after", "separate")
 
 APART = ", outputs apart"
 """Follows what is done about the inputs, where the outputs are not stacked."""
@@ -148,9 +147,11 @@ def _sites(program: Program, types: Sequence[Type]) -> dict[int, _Site]:
     readers = readers_of(program)
 
     def landing(number: int) -> _Landing:
-        for reader in map(program.ops.__getitem__, readers[number]):
+        for place, reader in ((place, program.ops[place]) for place in readers[number]):
             if isinstance(reader, Output):
                 return "output"
+            if isinstance(reader, Transpose):  # a view: of all terms, or of their sum
+                return landing(place)
             # As `accumulations` has it, smaller sums do not matter.
             if isinstance(reader, Add) and len(types[number].labels) > 1:
                 return "sum" if len(reader.args) > 1 else "output"
@@ -178,9 +179,10 @@ def _forms(program: Program, site: _Site) -> list[str]:
     """All that can be done about a mix."""
     forms = ["stacked"]
     if len(site.stack) > 1:
-        forms.append("separate")
+        # The first of those that cost the same is taken: what is read twice is one value then.
         if any(isinstance(program.ops[arg], Transpose) for arg in site.stack):
             forms.append("transposed after")
+        forms.append("separate")
     # Outputs apart only cost more where everything is spread, or too small to be summed in place.
     if len(site.parts) > 1 and any(part.landing != "elsewhere" for part in site.parts):
         forms += [form + APART for form in forms]
@@ -261,7 +263,7 @@ def _ranked(
 ) -> tuple[tuple[str, float], ...]:
     """Every form with its score, the one to take first."""
     fragments = {form: _fragment(program, types, site, forms, form) for form in forms}
-    scores = {form: objective.total(work_of(made), made) for form, made in fragments.items()}
+    scores = {form: objective.cost_of(made) for form, made in fragments.items()}
     ranked = sorted(forms, key=lambda form: (scores[form], forms.index(form)))
     slack = _CLOSE if objective.minimize == "time" else 0.0
     close = [form for form in ranked if scores[form] <= scores[ranked[0]] * (1 + slack)]

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from symcompile.cost import Polynomial, Work, total_work, work_of
+from symcompile.cost import Polynomial, Work, total_work
 from symcompile.cost.memory import footprint, peak_entries
 from symcompile.cost.objective import NOMINAL_SIZE, Objective
 from symcompile.ir import (
@@ -273,7 +273,7 @@ def plan_info(
     sizes = objective.sizes_of(program)
     known = dict(objective.sizes)
     matrices = [weight for weight in schema.weights if weight.rows]
-    works = work_of(program)
+    works = objective.works(program)
     reductions = sum(isinstance(op, Reduce) for op in program.ops)
     # Without a schedule nothing was planned: the program is the reference, which mixes every map.
     mixed = sum(1 if schedule else len(w.rows) * len(w.columns) for w in matrices)
