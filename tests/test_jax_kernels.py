@@ -19,7 +19,7 @@ from jax import Array
 import symcompile as sc
 from symcompile_jax import kernels
 from symcompile_kernels import build as building
-from tests.kernel_cases import recipes
+from tests.kernel_cases import CHANNELS, SIZES, recipes, views
 
 pytestmark = pytest.mark.skipif(not kernels.AVAILABLE, reason="the kernels were not compiled here")
 
@@ -339,6 +339,60 @@ def test_axes_that_move_before_a_sum_are_read_as_they_lie() -> None:
     assert [line.count("(%arg0, ") for line in outers] == [1, 1]
     found, plain = (jax.jit(partial(pulled, how))(x, weight) for how in (compute, wanted))
     all_close(found, plain, 1e-5)
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("rank", SIZES)
+def test_means_of_what_is_transposed(rank, channels) -> None:  # type: ignore[no-untyped-def]
+    """And their gradients; of the most axes, over the last two alone, which compile sooner."""
+    cases = [(order, axis) for order, axis in views(rank) if rank < 5 or axis == rank - 3]
+    x = draw(np.random.default_rng(0), *SIZES[rank], channels)
+
+    def means_of(how, x):  # type: ignore[no-untyped-def]
+        return [how(x.transpose(order), axis) for order, axis in cases]
+
+    def pulled(how, x):  # type: ignore[no-untyped-def]
+        y, pull = jax.vjp(partial(means_of, how), x)
+        cotangents = [jnp.linspace(-1, 1, one.size, dtype=one.dtype) for one in jax.tree.leaves(y)]
+        shaped = [
+            c.reshape(one.shape) for c, one in zip(cotangents, jax.tree.leaves(y), strict=True)
+        ]
+        return y, pull(jax.tree.unflatten(jax.tree.structure(y), shaped))
+
+    def plainly(x, axis):  # type: ignore[no-untyped-def]
+        return x.mean(axis), x.mean(axis + 1)
+
+    text = jax.jit(partial(means_of, kernels.two_means)).lower(x).as_text()
+    calls = [line for line in text.splitlines() if "@symcompile_sums_" in line]
+    assert len(calls) == len(cases)
+    in_place = sum("(%arg0)" in call for call in calls)
+    wanted = [order[axis + 2 :] == (*range(axis + 2, rank),) for order, axis in cases]
+    assert in_place == sum(wanted)
+    all_close(
+        jax.jit(partial(pulled, kernels.two_means))(x), exact(partial(pulled, plainly), x), 1e-5
+    )
+
+
+def test_means_of_what_is_transposed_take_no_copy() -> None:
+    x = draw(np.random.default_rng(0), 4, 64, 96, 16)
+
+    def compute(x):  # type: ignore[no-untyped-def]
+        moved = jnp.moveaxis(x, -4, -2)
+        assert kernels.two_means_fit(moved, -3)
+        return kernels.two_means(moved, -3)
+
+    program = jax.jit(compute).lower(x).compile()
+    assert program.memory_analysis().temp_size_in_bytes < x.nbytes / 10
+    assert "transpose(" not in program.as_text()
+    all_close(program(x), exact(lambda x: (x.mean(2).swapaxes(0, 1), x.mean(0)), x))
+
+
+def test_means_of_more_axes_than_kernels_have_room_for() -> None:
+    x = draw(np.random.default_rng(0), *[2] * 8, 5, 6, 8)
+    moved = x.swapaxes(0, 1)
+    wanted = moved.mean(8), moved.mean(9)
+    assert count(lambda x: kernels.two_means(x.swapaxes(0, 1), 8), x) == 1
+    all_close(jax.jit(lambda x: kernels.two_means(x.swapaxes(0, 1), 8))(x), wanted)
 
 
 def test_what_is_not_asked_for_is_not_made() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 import symcompile as sc
 from symcompile_kernels import build as building
 from symcompile_torch.kernels import AVAILABLE
-from tests.kernel_cases import recipes
+from tests.kernel_cases import CHANNELS, SIZES, recipes, views
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the kernels were not compiled here")
 
@@ -136,6 +137,124 @@ def test_sums_over_two_axes_and_back(sizes, width, mean, seed) -> None:  # type:
         close(to_x, to_exact)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def hold_to_means(x: Tensor, axis: int) -> None:
+    """The means over an axis and the next one, and their gradients, against float64."""
+    leaf = x.detach().requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    found, wanted = ops.sums(leaf, axis, True), (exact.mean(axis), exact.mean(axis + 1))
+    for a, b in zip(found, wanted, strict=True):
+        close(a, b)
+        assert a.is_contiguous()
+    cotangents = [torch.linspace(-1, 1, b.numel()).view(b.shape) for b in wanted]
+    (to_x,) = torch.autograd.grad(found, leaf, cotangents)
+    (to_exact,) = torch.autograd.grad(wanted, exact, [part.double() for part in cotangents])
+    close(to_x, to_exact)
+
+
+def read_from(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where what the kernel of two sums reads lies, of all its calls from now on."""
+    import symcompile_torch.kernels as kernels
+
+    places: list[int] = []
+    call = kernels._call
+
+    def noted(name, *args):  # type: ignore[no-untyped-def]
+        if name == "symcompile_sums":
+            places.append(next(arg for arg in args if isinstance(arg, Tensor)).data_ptr())
+        call(name, *args)
+
+    monkeypatch.setattr(kernels, "_call", noted)
+    return places
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("rank", SIZES)
+def test_means_of_views_are_read_as_they_lie(rank, channels, monkeypatch, two_threads) -> None:  # type: ignore[no-untyped-def]
+    """Copied where what follows both axes does not lie side by side alone."""
+    whole = draw(np.random.default_rng(0), *SIZES[rank], channels)
+    places, in_place = read_from(monkeypatch), 0
+    for order, axis in views(rank):
+        x = whole.permute(order)
+        hold_to_means(x, axis)
+        stays = order[axis + 2 :] == (*range(axis + 2, rank),)
+        if places:  # else there were too few rows
+            assert (places[0] == whole.data_ptr()) == stays
+            in_place += stays
+        places.clear()
+    assert in_place >= len(views(rank)) / rank
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_means_of_parts_are_read_as_they_lie(channels, monkeypatch, two_threads) -> None:  # type: ignore[no-untyped-def]
+    """Every other row, a part of every axis, one row repeated, steps that overlap."""
+    rng = np.random.default_rng(1)
+    whole = draw(rng, 6, 40, 42, channels + 2)
+    places = read_from(monkeypatch)
+    for x in (
+        whole[::2],
+        whole[1:, 3:, 5:, 1:-1],
+        whole[:, ::3, ::2, 2:],
+        whole[:, :1].expand(-1, 40, -1, -1),
+        whole[:, :, :1].expand(-1, -1, 42, -1).transpose(1, 2),
+        whole.as_strided((6, 40, 42, channels), (7, 3, 11, 1)),
+    ):
+        hold_to_means(x, 1)
+        assert places == [x.data_ptr()] * len(places)
+        assert places
+        places.clear()
+    for x in (whole[..., ::2], whole.transpose(-1, -2)):  # no channels side by side
+        hold_to_means(x, 1)
+        assert places
+        assert x.data_ptr() not in places
+        places.clear()
+    x = draw(rng, *[2] * 8, 3, 4, channels).transpose(0, 1)  # more axes than there is room for
+    for found, k in zip(ops.sums(x, 8, True), (8, 9), strict=True):
+        close(found, x.double().mean(k))
+    assert places
+
+
+def test_few_rows_of_a_view_are_the_axis_of_shorter_steps(monkeypatch, two_threads) -> None:  # type: ignore[no-untyped-def]
+    """Threads share rows, either axis's, and where neither has enough PyTorch makes both means."""
+    whole = draw(np.random.default_rng(2), 2, 300, 3, 8)
+    places = read_from(monkeypatch)
+    for order, axis, used in (
+        ((0, 1, 2, 3), 1, True),
+        ((0, 2, 1, 3), 1, True),
+        ((1, 0, 2, 3), 0, True),
+        ((0, 1, 2, 3), 0, False),
+        ((2, 0, 1, 3), 0, False),
+    ):
+        hold_to_means(whole.permute(order), axis)
+        assert bool(places) == used
+        places.clear()
+
+
+def test_layers_read_views_once(monkeypatch, two_threads) -> None:  # type: ignore[no-untyped-def]
+    """Not where a product holds them: its gradients are of arrays that lie as they are read."""
+    layer, _ = a_layer("mlp")
+    helpers = type(layer).forward.__globals__
+    x = draw(np.random.default_rng(3), 4, 64, 40, 16)
+    called = counted(monkeypatch)
+    for view, times in ((x, 1), (x.movedim(0, 2), 1), (x.movedim(1, 0), 1), (x.movedim(3, 1), 0)):
+        found = helpers["_two_means"](view, -3, view.shape[-3:-1])
+        assert called.count("symcompile_sums") == times
+        for k, mean in enumerate(found):
+            close(mean, view.double().mean(k + 1))
+        called.clear()
+    leaf, weight = x.movedim(0, 2).requires_grad_(), torch.eye(16)
+    *_, held = helpers["_two_means_held"](leaf, -3, leaf.shape[-3:-1], weight)
+    assert held is None
+    assert called == ["symcompile_sums"]
+
+
 @pytest.mark.parametrize(
     ("batch", "rows", "count", "inner", "depth", "width"),
     [(2, 13, 11, 1, 5, 7), (3, 29, 30, 1, 16, 16), (1, 17, 3, 4, 33, 40), (2, 1, 1, 1, 8, 8)],
@@ -240,6 +359,7 @@ def test_pytorch_finds_no_fault_with_the_operators() -> None:
     arguments = [x], [weight, weight], [0, 0], [0, 1, 2, 0, 2, 1], [term]
     opcheck(ops.linear_sum.default, arguments, rtol=1e-4, atol=1e-4)
     opcheck(ops.sums.default, (x, 1, True), rtol=1e-4, atol=1e-4)
+    opcheck(ops.sums.default, (x.detach().permute(2, 0, 1, 3), 1, True), rtol=1e-4, atol=1e-4)
     opcheck(ops.spread.default, (draw(rng, 2, 5, 3), draw(rng, 2, 4, 3), 1))
     opcheck(ops.outer.default, (x, [0, 2, 1], grad), rtol=1e-4, atol=1e-4)
     opcheck(ops.sums_held.default, (x, weight, 0, True), rtol=1e-4, atol=1e-4)

@@ -120,15 +120,25 @@ def sum_of_products(
     return made
 
 
-def two_sums(x: Array, *, axis: int, mean: bool) -> list[Array]:
-    """The sums, or means, over an axis and over the one after it."""
-    before, (rows, count), after = x.shape[:axis], x.shape[axis : axis + 2], x.shape[axis + 2 :]
+def two_sums(x: Array, *, axis: int, mean: bool, order: Sequence[int]) -> list[Array]:
+    """The sums, or means, over an axis and over the one after it, of x with its axes in `order`.
+
+    The axes after both are the last ones of x.
+    """
+    shape, steps = (
+        [sizes[place] for place in order[: axis + 2]] for sizes in (x.shape, _steps(x.shape))
+    )
+    *before, rows, count = shape
+    after = x.shape[axis + 2 :]
+    if len(shape) > MOST:  # they lie as they are read
+        shape, steps = [prod(before), rows, count], [rows * count * prod(after), *steps[-2:]]
     made: list[Array] = _call(
         "sums",
         prod(after),
         [(*before, count, *after), (*before, rows, *after)],
         x,
-        shape=(prod(before), rows, count, prod(after)),
+        shape=(*shape, prod(after)),
+        x_step=steps,
         row_scale=_scale(rows, mean),
         count_scale=_scale(count, mean),
     )

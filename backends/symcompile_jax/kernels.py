@@ -349,7 +349,23 @@ def _plain_sums(x: Array, *, axis: int, mean: bool) -> list[Array]:
     return [how(x, axis), how(x, axis + 1)]
 
 
-_sums = primitive("sums", _plain_sums, two_sums, ("axis", "mean"), several=True)
+def _sums_through(
+    context: mlir.LoweringRuleContext, args: Sequence[Any], params: dict[str, Any]
+) -> tuple[mlir.LoweringRuleContext, list[Any], dict[str, Any]]:
+    """As it was before its axes moved, where those after both axes are still the last."""
+    kind: Any = context.avals_in[0]
+    rest = params["axis"] + 2
+    axes = tuple(range(len(kind.shape)))
+    x, laid_out, order = as_it_lay(args[0], kind)
+    if order[rest:] != axes[rest:] or rest > MOST:
+        return context, [*args], {**params, "order": axes}
+    context = context.replace(avals_in=[laid_out])  # type: ignore[no-untyped-call]
+    return context, [x], {**params, "order": order}
+
+
+_sums = primitive(
+    "sums", _plain_sums, two_sums, ("axis", "mean"), several=True, through=_sums_through
+)
 
 
 def _sums_transpose(sums: Sequence[Any], x: Any, *, axis: int, mean: bool) -> list[Any]:

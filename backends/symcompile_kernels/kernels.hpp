@@ -273,11 +273,12 @@ static int sum(const Pool &pool, i64 axes, const i64 *shape, i64 width, i64 prod
 
 /* -- sums over two axes ---------------------------------------------------------------------- */
 
-/* Over the first axis of x, [rows, count, width], added to over_rows; over the second, times
-   `scale`, to over_count. */
-static void sum_both(const float *x, i64 rows, i64 count, i64 width, float *over_rows,
-                     float *over_count, float scale) {
-  const i64 step = count * width;
+/* Over the first axis of x, [rows, count, width], which is `step` long, added to over_rows; over the
+   second, which is `next` long, times `scale`, to over_count. */
+static void sum_both(const float *x, i64 step, i64 next, i64 rows, i64 count, i64 width,
+                     float *over_rows, float *over_count, float scale) {
+  /* What is fetched is as far ahead where rows lie side by side and where they do not. */
+  const i64 ahead = next == width ? FETCHED : next * (width < FETCHED ? FETCHED / width : 1);
   for (i64 row = 0; row < rows; row += 4) {
     const i64 some = least(4, rows - row);
     for (i64 at = 0; at < width; at += LANES) {
@@ -289,15 +290,15 @@ static void sum_both(const float *x, i64 rows, i64 count, i64 width, float *over
         const i64 end = least(start + PART, count);
         vec sum[4] = {};
         if (some == 4 && lanes >= LANES)
-          for (i64 n = start; n < end; n++, from += width, to += width) {
-            each<4>([&](auto r) HERE { __builtin_prefetch(from + r * step + FETCHED); });
+          for (i64 n = start; n < end; n++, from += next, to += width) {
+            each<4>([&](auto r) HERE { __builtin_prefetch(from + r * step + ahead); });
             const vec a = load(from), b = load(from + step);
             const vec c = load(from + 2 * step), d = load(from + 3 * step);
             sum[0] += a, sum[1] += b, sum[2] += c, sum[3] += d;
             store(to, load(to) + ((a + b) + (c + d)));
           }
         else
-          for (i64 n = start; n < end; n++, from += width, to += width)
+          for (i64 n = start; n < end; n++, from += next, to += width)
             for (i64 r = 0; r < some; r++) {
               const vec a = load(from + r * step, lanes);
               sum[r] += a;
@@ -333,20 +334,51 @@ static void add_parts(const Pool &pool, const float *partial, i64 batch, i64 par
   });
 }
 
-/* Of x, [batch, rows, count, width], the sums over rows, times row_scale: [batch, count, width],
-   and over count, times count_scale: [batch, rows, width]; all contiguous. */
+/* Whether threads can share so many rows, of which they take four at a time. */
+static bool can_share(i64 batch, i64 rows, i64 threads) {
+  return batch * parts_of(rows, 4) >= 2 * threads;
+}
+
+/* Of x, [*outer, rows, count, width], the sums over rows, times row_scale: [*outer, count, width],
+   and over count, times count_scale: [*outer, rows, width].
+
+   shape holds the `axes` axes but width, of which there are two at least, and x_step the step of x
+   along each; channels, of width, lie side by side. The results are contiguous. */
 template <typename Pool>
-static int sums(const Pool &pool, const float *x, i64 batch, i64 rows, i64 count, i64 width,
-                float *over_rows, float row_scale, float *over_count, float count_scale) {
+static int sums(const Pool &pool, i64 axes, const i64 *shape, const float *x, const i64 *x_step,
+                i64 width, float *over_rows, float row_scale, float *over_count,
+                float count_scale) {
+  const i64 outer = axes - 2;
+  i64 batch = 1, rows = shape[outer], count = shape[outer + 1];
+  i64 step = x_step[outer], next = x_step[outer + 1];
+  for (i64 axis = 0; axis < outer; axis++) batch *= shape[axis];
+  /* Memory is quickest read along the axis of shorter steps. */
+  if (next > step && rows > 1 && can_share(batch, count, pool.threads)) {
+    std::swap(rows, count), std::swap(step, next);
+    std::swap(over_rows, over_count), std::swap(row_scale, count_scale);
+  }
   const i64 size = count * width, part = part_of_rows(batch, rows, pool.threads);
   const i64 parts = parts_of(rows, part);
-  float *const partial = zeros<float>(batch * parts * size);
+  const bool whole = parts == 1; // one part is the result
+  float *const partial = whole ? over_rows : zeros<float>(batch * parts * size);
   if (!partial) return 1;
   pool.run(batch * parts, [&](i64 item, i64) {
     const i64 from = item % parts * part, row = item / parts * rows + from;
-    sum_both(x + row * size, least(part, rows - from), count, width, partial + item * size,
-             over_count + row * width, count_scale);
+    const float *at = x + from * step;
+    float *const to = partial + item * size;
+    i64 rest = item / parts;
+    for (i64 axis = outer - 1; axis >= 0; axis--) {
+      at += rest % shape[axis] * x_step[axis];
+      rest /= shape[axis];
+    }
+    if (whole) memset(to, 0, (size_t)size * sizeof(float));
+    sum_both(at, step, next, least(part, rows - from), count, width, to, over_count + row * width,
+             count_scale);
+    if (whole)
+      for (i64 k = 0; k < size; k += LANES)
+        store(to + k, load(to + k, size - k) * row_scale, size - k);
   });
+  if (whole) return 0;
   add_parts(pool, partial, batch, parts, size, row_scale, over_rows);
   free(partial);
   return 0;
@@ -501,8 +533,8 @@ static int back(const Pool &pool, const float *g, const float *x, i64 batch, i64
       for (i64 from = start; from < end; from += block) {
         const i64 row = b * rows + from, some = least(block, end - from);
         if (over_rows) // of few rows, that stay in the second cache
-          sum_both(g + row * size, some, count, inner * width, partial + item * size,
-                   over_count + row * inner * width, 1.0f);
+          sum_both(g + row * size, size, inner * width, some, count, inner * width,
+                   partial + item * size, over_count + row * inner * width, 1.0f);
         for (i64 at = from * line; at < (from + some) * line; at += chunk) {
           const i64 lines = least(chunk, (from + some) * line - at), place = b * rows * line + at;
           outer_rows(x + place * depth, depth, depth, g + place * width, width, width, lines, mine,

@@ -21,10 +21,10 @@ extern "C" int symcompile_sum(i64 axes, const i64 *shape, i64 width, i64 product
              term_step, y, streams);
 }
 
-extern "C" int symcompile_sums(const float *x, i64 batch, i64 rows, i64 count, i64 width,
-                               float *over_rows, float row_scale, float *over_count,
+extern "C" int symcompile_sums(i64 axes, const i64 *shape, const float *x, const i64 *x_step,
+                               i64 width, float *over_rows, float row_scale, float *over_count,
                                float count_scale, i64 threads) {
-  return sums(OpenMP{threads}, x, batch, rows, count, width, over_rows, row_scale, over_count,
+  return sums(OpenMP{threads}, axes, shape, x, x_step, width, over_rows, row_scale, over_count,
               count_scale);
 }
 

@@ -79,11 +79,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(symcompile_linear_sum, linear_sum,
                                   .Attr<Numbers>("x_step")
                                   .Attr<Numbers>("term_step"));
 
-/* shape: batch, rows, count, width. */
+/* shape: that of x as it is read, and the width of what lies side by side. */
 static ffi::Error two_sums(ffi::ThreadPool threads, Floats x, Made over_rows, Made over_count,
-                           Numbers shape, float row_scale, float count_scale) {
-  return answer(sums(Pool(threads), x.typed_data(), shape[0], shape[1], shape[2], shape[3],
-                     over_rows->typed_data(), row_scale, over_count->typed_data(), count_scale));
+                           Numbers shape, Numbers x_step, float row_scale, float count_scale) {
+  const i64 axes = (i64)x_step.size();
+  return answer(sums(Pool(threads), axes, shape.begin(), x.typed_data(), x_step.begin(),
+                     shape[axes], over_rows->typed_data(), row_scale, over_count->typed_data(),
+                     count_scale));
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(symcompile_sums, two_sums,
@@ -93,6 +95,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(symcompile_sums, two_sums,
                                   .Ret<Floats>()
                                   .Ret<Floats>()
                                   .Attr<Numbers>("shape")
+                                  .Attr<Numbers>("x_step")
                                   .Attr<float>("row_scale")
                                   .Attr<float>("count_scale"));
 

@@ -90,6 +90,16 @@ def _too_few(batch: int, rows: int) -> bool:
     return batch * -(-rows // 4) < 2 * torch.get_num_threads()
 
 
+def _lie_side_by_side(x: Tensor, axis: int) -> bool:
+    """Whether the entries along `axis` and all axes after it do."""
+    step = 1
+    for size, found in zip(x.shape[: axis - 1 : -1], x.stride()[: axis - 1 : -1], strict=True):
+        if found != step and size != 1:
+            return False
+        step *= size
+    return True
+
+
 def _channels_last(x: Tensor) -> Tensor:
     """With channels side by side, as the kernels read them."""
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
@@ -260,19 +270,23 @@ def _of_terms(
 def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
     """The sums, or means, over an axis and over the one after it."""
     _check_dtype(x)
-    rows, count = x.shape[axis], x.shape[axis + 1]
-    if x.numel() == 0 or _too_few(x.shape[:axis].numel(), rows):
+    before, (rows, count) = x.shape[:axis].numel(), x.shape[axis : axis + 2]
+    # Where the second axis has the longer steps, the kernel may take its entries as rows.
+    most = max(rows, count) if x.stride(axis) < x.stride(axis + 1) else rows
+    if x.numel() == 0 or _too_few(before, most):
         how = torch.mean if mean else torch.sum
-        return how(x, axis), how(x, axis + 1)
+        return how(x, axis).contiguous(), how(x, axis + 1).contiguous()
     first, second = _sums_shape(x, axis, mean)
-    before, width = x.shape[:axis].numel(), x.shape[axis + 2 :].numel()
+    width = x.shape[axis + 2 :].numel()
+    if axis + 2 > _MOST or not _lie_side_by_side(x, axis + 2):
+        x, axis = x.contiguous().view(before, rows, count, width), 1
     _call(
         "symcompile_sums",
         width,
-        x.contiguous(),
-        before,
-        rows,
-        count,
+        axis + 2,
+        x.shape[: axis + 2],
+        x,
+        x.stride()[: axis + 2],
         width,
         first,
         1 / rows if mean else 1.0,

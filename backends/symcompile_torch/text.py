@@ -235,8 +235,15 @@ def _two_means(x, dim, counts, dtype=None):
 
 
 def _reads_once(x, dim, dtype):
-    fits = _has_kernels(x, x.numel()) and dtype in (None, x.dtype) and x.is_contiguous()
-    return fits and _fill_vectors(x.shape[dim + 2 :].numel())
+    """Whether a kernel makes both means: of an x whose entries after both axes lie side by side."""
+    if not _has_kernels(x, x.numel()) or dtype not in (None, x.dtype):
+        return False
+    step = 1
+    for size, found in zip(x.shape[: dim + 1 : -1], x.stride()[: dim + 1 : -1]):
+        if found != step and size != 1:
+            return False
+        step *= size
+    return _fill_vectors(step)
 
 
 '''
@@ -249,7 +256,8 @@ def _two_means_held(x, dim, counts, weight, dtype=None):
     those of x and weight, together, reading x once.
     """
     learns = torch.is_grad_enabled() and x.requires_grad
-    if learns and x.dtype == weight.dtype and _reads_once(x, dim, dtype):
+    alike = x.dtype == weight.dtype and x.is_contiguous()
+    if learns and alike and _reads_once(x, dim, dtype):
         return torch.ops.symcompile.sums_held(x, weight, x.dim() + dim, True)
     return *_two_means(x, dim, counts, dtype), None
 
