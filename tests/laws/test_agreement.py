@@ -12,6 +12,7 @@ from hypothesis import given, settings
 
 import symcompile as sc
 from symcompile.api import compile_spec
+from symcompile.cost.work import Accountant
 from symcompile.spec import unflatten
 from tests.laws.strategies import Case, cases, leaves_of, normal_weights
 
@@ -31,6 +32,16 @@ def test_reference_and_planned_agree_on_numpy_and_torch(case: Case) -> None:
 def test_jax_agrees_with_numpy(case: Case) -> None:
     pytest.importorskip("jax")
     _agree(case, ["numpy", "jax"], (False if case.seed % 3 == 0 else "auto",))
+
+
+@settings(max_examples=60)
+@given(cases(max_weights=1_000, max_entries=1_500))
+def test_plans_for_kernels_agree_whatever_computes_them(case: Case) -> None:
+    """As if every sum had few channels and many entries: the planner takes other forms then."""
+    pytest.importorskip("torch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Accountant, "_suits", lambda *args: True)
+        _agree(case, ["numpy", "torch"], (False, "auto"))
 
 
 def _agree(case: Case, backends: list[str], plans: tuple[bool | str, ...]) -> None:
