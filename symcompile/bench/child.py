@@ -41,7 +41,7 @@ _ROTATED, _MOST = 1 << 27, 128
 _UNSETTLED, _FEW = 5, 1 << 8
 """Calls after which a turn begins though memory is still handed out, and pages that are none."""
 
-_PATIENCE = 1.0
+_PATIENCE = 5.0
 """Seconds of a call that is long enough not to need a second look, and of waiting for a turn."""
 
 
