@@ -23,6 +23,7 @@ from symcompile.api import compile_spec
 from symcompile.codegen import get_backend
 from symcompile.cost import PRESETS, Machine, Polynomial, Work, total_work, work_of
 from symcompile.cost.objective import MINIMIZE, NOMINAL_SIZE, Objective
+from symcompile.cost.work import Accountant
 from symcompile.errors import OptionError
 from symcompile.ir import Broadcast, Concat, accumulations, types_of
 from symcompile.spec import flatten_like, parse_spec, unflatten
@@ -336,6 +337,8 @@ def test_a_sum_in_one_pass_reads_its_factors_and_terms_once_and_is_written_once(
         {"out_channels": 320},  # many channels
         {"sizes": {"e": 7, "m": 8}},  # few rows
         {"machine": "h100"},
+        {"dtype": "float64"},  # kernels take float32
+        {"dtype": "bfloat16"},
         {"machine": replace(PRESETS["cpu"], one_pass=False)},
     ],
     ids=str,
@@ -349,6 +352,15 @@ def test_sums_take_a_pass_for_every_term_elsewhere(options):
     compiled = compile_spec(spec, **options)
     works = work_of(compiled.program)
     assert compiled.plan.planned.launches == sum(work.launches for work in works)
+
+
+@pytest.mark.parametrize(("order", "most"), [(5, 5), (6, 6), (7, 6)])
+def test_kernels_have_no_room_for_many_axes(order, most):
+    spec = {"x": tuple(range(order))}
+    program = compile_spec(spec, in_channels=16, out_channels=16, bias=False).program
+    types = types_of(program)
+    fused = Accountant(program, one_pass=True).fused
+    assert max(len(types[value].labels) for value in fused) == most
 
 
 def test_machines_that_are_measured_know_of_kernels():

@@ -82,12 +82,14 @@ CASES = [
     ({"x": (0,), "y": (0,)}, {0: 50}),
     ({"x0": ("b", "d"), "x1": ("a", "b")}, {"a": 5, "b": 5, "d": 5}),
     ({"x0": ("b", "d"), "x1": ("a", "b")}, {"a": 7, "b": 7, "d": 7}),
+    # Products made late, of transposes and diagonals, which are copied first.
+    ({"w": (0, 1, 0)}, {0: 10, 1: 8}),
     # Copied on the way in, with fixed axes last; outputs of the same names as inputs.
     ({name: (sc.Fixed(9), *labels) for name, labels in KERNELS.items()}, {0: 20, 1: 20, 2: 20}),
 ]
 
 
-@pytest.mark.parametrize("channels", [(4, 4), (1, 16), (16, 2)])
+@pytest.mark.parametrize("channels", [(4, 4), (1, 16), (16, 2), (16, 16)])
 @pytest.mark.parametrize(("spec", "sizes"), CASES, ids=str)
 def test_the_peak_is_within_a_fifth_of_what_was_measured(spec, sizes, channels, monkeypatch):
     layer = sc.compile(

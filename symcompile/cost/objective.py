@@ -65,7 +65,12 @@ class Objective:
 
     def works(self, program: Program) -> tuple[Work, ...]:
         """The work of every op on the machine."""
-        return work_of(program, one_pass=self.machine.one_pass)
+        return work_of(program, one_pass=self.one_pass)
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether the machine has kernels for sums of such entries: they take float32."""
+        return self.machine.one_pass and self.itemsize == 4
 
     def cost_of(self, program: Program) -> float:
         """The score of a program."""

@@ -46,8 +46,8 @@ _FEW_CHANNELS = 512
 _MANY_ENTRIES = 2**11
 """Entries of a result of which 64 examples are enough for a kernel to be the quickest."""
 
-_FEW_TERMS = 8
-"""Products, and other terms, that a kernel has room for."""
+_ROOM = 8
+"""Products, other terms, and axes with those of batch and channels that a kernel has room for."""
 
 FILL_LAUNCHES = 2
 """Kernels that put all filled matrices together: zeros, and the weights' entries among them."""
@@ -194,7 +194,8 @@ class Accountant:
         return frozenset(fused)
 
     def _suits(self, number: int, made: Sum) -> bool:
-        """Whether kernels take a sum, and are quicker than an op for every operand."""
+        """Whether kernels take a sum, and are quicker than an op for every operand: see `_fits` in
+        generated modules."""
         assert made.accumulation, "kernels make sums of products"
         mixes = [made.accumulation.base, *made.accumulation.late.values()]
         read = [width for mix in mixes for width in self._widths(*self.program.ops[mix].args)]
@@ -202,7 +203,7 @@ class Accountant:
         entries = prod(sizes.get(label, inf) for label in kind.labels) * kind.width
         return (
             max(sum(read), 2 * kind.width) <= _FEW_CHANNELS
-            and max(len(mixes), len(made.plain) - len(mixes)) <= _FEW_TERMS
+            and max(len(mixes), len(made.plain) - len(mixes), len(kind.labels) + 2) <= _ROOM
             and all(width % 8 == 0 or width > 16 for width in (*read, kind.width))
             and entries >= _MANY_ENTRIES
         )
@@ -245,7 +246,7 @@ class Accountant:
                     read, before = self._whole(arg), self._expanded(arg)
                 return total_work([before, Work(read, self._extent(number), read, 1)])
             case Concat() if number in self.fused:
-                return Work()
+                return total_work([Work(), *map(self._expanded, op.args)])
             case Concat():
                 size = self._whole(number)
                 copies = [self._expanded(arg) for arg in op.args]
@@ -344,9 +345,14 @@ class Accountant:
         if made.accumulation:
             (arg,) = self.program.ops[made.accumulation.base].args
             stacked = arg in self.owned.within or not self.layouts[arg].in_rows
-            # One after the other: what the base multiplies, then every product made late.
+            # One after the other: what the base multiplies, then every product made late and, if it
+            # does not lie in rows, what that one multiplies.
             labels, wide = self.types[number].labels, self.types[number].width
-            width = max(self.types[arg].width * stacked, wide * bool(made.accumulation.late))
+            width = self.types[arg].width * stacked
+            for mix in made.accumulation.late.values():
+                (read,) = self.program.ops[mix].args
+                copied = 0 if self.layouts[read].in_rows else self.types[read].width
+                width = max(width, wide + copied)
             return whole, Polynomial.of(labels, width) if width else _NOTHING
         if made.embeds and not made.owned:
             return whole, whole if made.plain else _NOTHING

@@ -87,6 +87,8 @@ def accumulated(
         op = program.ops[arg]
         if not (isinstance(op, Mix) and len(readers[arg]) == 1 and not lazy[arg]):
             return None
+        if not types[arg].batched:
+            return None
         if arg in batched or len(shapes[op.weight]) != 2:
             return None
         return None if isinstance(program.ops[op.args[0]], Concat | Const) else arg

@@ -49,7 +49,7 @@ def plan_batches(program: Program, objective: Objective) -> tuple[BatchPlan, ...
     groups = _groups(program)
     if not groups:
         return ()
-    types, now = types_of(program), Accountant(program, one_pass=objective.machine.one_pass)
+    types, now = types_of(program), Accountant(program, one_pass=objective.one_pass)
     plans = []
     taken: list[_Group] = []
     batched: dict[int, int] = {}

@@ -147,11 +147,12 @@ def _sites(program: Program, types: Sequence[Type]) -> dict[int, _Site]:
     readers = readers_of(program)
 
     def landing(number: int) -> _Landing:
-        for place, reader in ((place, program.ops[place]) for place in readers[number]):
+        for place in readers[number]:
+            reader = program.ops[place]
             if isinstance(reader, Output):
                 return "output"
-            if isinstance(reader, Transpose):  # a view: of all terms, or of their sum
-                return landing(place)
+            if isinstance(reader, Transpose) and (found := landing(place)) != "elsewhere":
+                return found  # a view: of all terms, or of their sum
             # As `accumulations` has it, smaller sums do not matter.
             if isinstance(reader, Add) and len(types[number].labels) > 1:
                 return "sum" if len(reader.args) > 1 else "output"
