@@ -100,7 +100,7 @@ def test_products_of_other_inputs_are_made_late_and_give_the_sum_their_batch_axe
     torch = pytest.importorskip("torch")
     spec = {"x": (0, 0), "y": (0, 0)}
     options = {"in_channels": 32, "out_channels": 32, "sizes": {0: 64}}
-    layer = sc.compile(spec, **options, dtype="float64")
+    layer = sc.compile(spec, **options).double()
     program = layer.compiled.program
     made = accumulations(program)
     assert len(made) == 2
