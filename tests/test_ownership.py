@@ -41,6 +41,23 @@ def owners(program):
     return ownership(program, types_of(program), lazy_axes(program))
 
 
+@pytest.mark.parametrize(
+    ("spec", "apart"),
+    [
+        ({"k": (sc.Fixed(3), 0, 1), "b": (1,)}, {"k"}),  # the bias is put together with means
+        ({"k": (sc.Fixed(3), 0, 0)}, set()),  # its diagonal and its transpose are read too
+        ({"k": (sc.Fixed(3), 0)}, set()),  # no sum over two axes
+    ],
+    ids=str,
+)
+def test_inputs_whose_channels_sums_alone_join(spec, apart):
+    sizes = dict.fromkeys(parse_spec(spec).labels, 6)
+    layer = sc.compile(spec, sizes=sizes, in_channels=4, out_channels=4)
+    program = layer.compiled.program
+    found = owners(program).apart
+    assert {program.inputs[program.ops[k].tensor].path[-1] for k in found} == apart
+
+
 def recorded(layer, x):
     """Everything `forward` ever bound to each of its names, first to last."""
     bound = {}

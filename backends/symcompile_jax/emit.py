@@ -291,6 +291,10 @@ class _Jax:
         return f"{value} @ {weight}"
 
     takes_parts = True
+    joins_late = False  # kernels look through what XLA would join
+
+    def join(self, value: str, channels: int) -> str:
+        return f"{value}.reshape(*{value}.shape[:-{channels}], -1)"
 
     def linear_sum(
         self,
@@ -303,7 +307,14 @@ class _Jax:
         return linear_sum(target, products, held, terms=terms)
 
     def two_means(
-        self, value: str, axis: int, counts: Sequence[str], weight: str | None, *, widen: bool
+        self,
+        value: str,
+        axis: int,
+        counts: Sequence[str],
+        weight: str | None,
+        *,
+        widen: bool,
+        channels: int = 1,
     ) -> str | None:
         dtype = ", dtype=wide" if widen else ""
         if weight:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 from math import inf, prod
 from typing import Any
 
@@ -85,6 +86,17 @@ def _steps(shape: Sequence[int]) -> list[int]:
     return [prod(shape[axis + 1 :]) if size > 1 else 0 for axis, size in enumerate(shape[:-1])]
 
 
+def _lines(shape: Sequence[int], channels: Sequence[int]) -> list[int]:
+    """Where the lines begin that the channels of a row lie in, the last axis of several being one
+    line."""
+    axes = [axis for axis in channels[:-1] if shape[axis] != 1]
+    if not prod(shape) or axes == [*range(len(shape) - len(axes) - 1, len(shape) - 1)]:
+        return [0]  # all side by side
+    places = product(*(range(shape[axis]) for axis in axes))
+    steps = [prod(shape[axis + 1 :]) for axis in axes]
+    return [sum(k * step for k, step in zip(place, steps, strict=True)) for place in places]
+
+
 def sum_of_products(
     x: Sequence[Array],
     weights: Sequence[Array],
@@ -92,15 +104,20 @@ def sum_of_products(
     *,
     sources: Sequence[int],
     orders: Sequence[Sequence[int]],
+    channels: Sequence[Sequence[int]],
     shape: tuple[int, ...],
 ) -> Array:
-    """The sum of products `x[sources[i]] @ weights[i]`, its axes in order i, and of terms, of shape
-    `shape`."""
+    """The sum of products `x[sources[i]] @ weights[i]`, and of terms, of shape `shape`.
+
+    orders[i] are the axes of rows of what is multiplied, in the order of the sum's, channels[i]
+    those that are its channels.
+    """
     *rows, width = shape
     x_step, term_step = [], []
     for source, order in zip(sources, orders, strict=True):
         steps = _steps(x[source].shape)
         x_step += [steps[axis] for axis in order]
+    lines = [_lines(x[source].shape, axes) for source, axes in zip(sources, channels, strict=True)]
     # The channels alone must lie side by side.
     spread = [jnp.broadcast_to(term, (*term.shape[:-1], width)) for term in terms]
     for term in spread:
@@ -114,35 +131,48 @@ def sum_of_products(
         *spread,
         shape=rows,
         depth=[weight.shape[0] for weight in weights],
+        lines=[len(places) for places in lines],
+        line=[place for places in lines for place in places],
         x_step=x_step,
         term_step=term_step,
     )
     return made
 
 
-def two_sums(x: Array, *, axis: int, mean: bool, order: Sequence[int]) -> list[Array]:
-    """The sums, or means, over an axis and over the one after it, of x with its axes in `order`.
-
-    The axes after both are the last ones of x.
-    """
-    shape, steps = (
-        [sizes[place] for place in order[: axis + 2]] for sizes in (x.shape, _steps(x.shape))
-    )
-    *before, rows, count = shape
-    after = x.shape[axis + 2 :]
+def two_sums(
+    x: Array, *, axis: int, mean: bool, order: Sequence[int], channels: Sequence[int]
+) -> list[Array]:
+    """The sums, or means, over an axis and over the one after it: of x with its axes of rows in
+    `order`, and after them `channels`, joined."""
+    last = x.ndim
+    # What follows both axes must lie side by side: of that, what does not is one more axis before.
+    before, (first, second), after = order[:axis], order[axis : axis + 2], order[axis + 2 :]
+    lead = [*after, *channels]
+    while lead and lead[-1] == last - 1:
+        last = lead.pop()
+    axes = [*before, *lead, first, second]
+    shape, steps = ([sizes[place] for place in axes] for sizes in (x.shape, _steps(x.shape)))
     if len(shape) > MOST:  # they lie as they are read
-        shape, steps = [prod(before), rows, count], [rows * count * prod(after), *steps[-2:]]
+        shape = [prod(shape[:-2]), *shape[-2:]]
+        steps = [x.size // shape[0] if shape[0] else 0, *steps[-2:]]
+    *_, rows, count = shape
+    width = x.shape[last:]
+    outer = [x.shape[place] for place in (*before, *lead)]
     made: list[Array] = _call(
         "sums",
-        prod(after),
-        [(*before, count, *after), (*before, rows, *after)],
+        prod(width),
+        [(*outer, count, *width), (*outer, rows, *width)],
         x,
-        shape=(*shape, prod(after)),
+        shape=(*shape, prod(width)),
         x_step=steps,
         row_scale=_scale(rows, mean),
         count_scale=_scale(count, mean),
     )
-    return made
+    joined = [*(x.shape[place] for place in after), prod(x.shape[place] for place in channels)]
+    return [
+        jnp.moveaxis(one, len(outer), axis).reshape(*outer[:axis], size, *joined)
+        for one, size in zip(made, (count, rows), strict=True)
+    ]
 
 
 def _scale(count: int, mean: bool) -> float:

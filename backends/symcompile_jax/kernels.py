@@ -201,13 +201,16 @@ def _sum_through(
     """What is multiplied as it was before its axes moved: XLA would copy it, a kernel need not."""
     sources, orders = params["sources"], list(params["orders"])
     values, kinds = list(args), list(context.avals_in)
+    channels = {}
     for place in {*sources}:
-        values[place], kinds[place], moved = as_it_lay(values[place], kinds[place])
+        found = as_it_lay(values[place], kinds[place])
+        values[place], kinds[place], rows, channels[place] = found
         for k, source in enumerate(sources):
             if source == place:
-                orders[k] = tuple(moved[axis] for axis in orders[k])
+                orders[k] = tuple(rows[axis] for axis in orders[k])
     context = context.replace(avals_in=kinds)  # type: ignore[no-untyped-call]
-    return context, values, {**params, "orders": tuple(orders)}
+    of_each = tuple(channels[source] for source in sources)
+    return context, values, {**params, "orders": tuple(orders), "channels": of_each}
 
 
 _linear_sum = primitive(
@@ -352,15 +355,14 @@ def _plain_sums(x: Array, *, axis: int, mean: bool) -> list[Array]:
 def _sums_through(
     context: mlir.LoweringRuleContext, args: Sequence[Any], params: dict[str, Any]
 ) -> tuple[mlir.LoweringRuleContext, list[Any], dict[str, Any]]:
-    """As it was before its axes moved, where those after both axes are still the last."""
+    """As it was before its axes moved; XLA moves those of the means, which are small."""
     kind: Any = context.avals_in[0]
-    rest = params["axis"] + 2
-    axes = tuple(range(len(kind.shape)))
-    x, laid_out, order = as_it_lay(args[0], kind)
-    if order[rest:] != axes[rest:] or rest > MOST:
-        return context, [*args], {**params, "order": axes}
+    x, laid_out, rows, channels = as_it_lay(args[0], kind)
+    if len(laid_out.shape) > MOST:
+        x, laid_out = args[0], kind
+        rows, channels = tuple(range(len(kind.shape) - 1)), (len(kind.shape) - 1,)
     context = context.replace(avals_in=[laid_out])  # type: ignore[no-untyped-call]
-    return context, [x], {**params, "order": order}
+    return context, [x], {**params, "order": rows, "channels": channels}
 
 
 _sums = primitive(
@@ -469,9 +471,11 @@ def _plain_outer(x: Array, g: Array, *, order: Order) -> Array:
 def _outer_through(
     context: mlir.LoweringRuleContext, args: Sequence[Any], params: dict[str, Any]
 ) -> tuple[mlir.LoweringRuleContext, list[Any], dict[str, Any]]:
-    x, kind, moved = as_it_lay(args[0], context.avals_in[0])
+    x, kind, rows, channels = as_it_lay(args[0], context.avals_in[0])
+    if len(channels) > 1:
+        return context, [*args], params
     context = context.replace(avals_in=[kind, context.avals_in[1]])  # type: ignore[no-untyped-call]
-    return context, [x, args[1]], {"order": tuple(moved[axis] for axis in params["order"])}
+    return context, [x, args[1]], {"order": tuple(rows[axis] for axis in params["order"])}
 
 
 _outer = primitive("outer", _plain_outer, outer_product, ("order",), through=_outer_through)

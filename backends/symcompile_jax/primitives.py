@@ -98,23 +98,41 @@ def _calls_kernels(module: mlir.ModuleContext) -> bool:
 # -- lowerings that read what arguments are made from ----------------------------------------
 
 
-def as_it_lay(value: Any, kind: Any) -> tuple[Any, ShapedArray, Order]:
-    """What an array was transposed from, its type, and which of its axes each axis was there."""
-    axes = tuple(range(len(kind.shape)))
-    while moved := _permutation(value):
-        shape = tuple(kind.shape[axis] for axis in inverse(moved))
-        value, kind = value.owner.operands[0], ShapedArray(shape, kind.dtype)
-        axes = tuple(moved[axis] for axis in axes)
-    return value, kind, axes
+def as_it_lay(value: Any, kind: Any) -> tuple[Any, ShapedArray, Order, Order]:
+    """What an array was made from by moving axes, and by joining the last ones to its channels.
+
+    Returns:
+        that, its type, which of its axes every axis of rows was, and which the channels were, in
+        order; the last of these is its last, so that they are lines of entries side by side.
+    """
+    last = len(kind.shape) - 1
+    rows: Order = tuple(range(last))
+    channels: Order = (last,)
+    found = value, kind, rows, channels
+    while (before := _before(value, kind)) is not None:
+        value, kind, axes = before
+        rows = tuple(place for axis in rows for place in axes[axis])
+        channels = tuple(place for axis in channels for place in axes[axis])
+        if channels[-1] == len(kind.shape) - 1:
+            found = value, kind, rows, channels
+    return found
 
 
-def _permutation(value: Any) -> Order | None:
-    """Of the result of a transpose that leaves the channels where they are."""
-    op = value.owner
-    if getattr(op, "name", "") != "stablehlo.transpose":
+def _before(value: Any, kind: Any) -> tuple[Any, ShapedArray, Sequence[Order]] | None:
+    """What a transpose or a joining of the last axes was made from, its type, and which of its axes
+    each axis was made of; None for anything else."""
+    op, last = value.owner, len(kind.shape) - 1
+    name = getattr(op, "name", "")
+    if name not in ("stablehlo.transpose", "stablehlo.reshape"):
         return None
-    axes = tuple(op.attributes["permutation"])
-    return axes if axes[-1] == len(axes) - 1 else None
+    source = op.operands[0]
+    shape = tuple(source.type.shape)
+    made_from = ShapedArray(shape, kind.dtype)
+    if name == "stablehlo.transpose":
+        return source, made_from, [(axis,) for axis in op.attributes["permutation"]]
+    if shape[:last] != tuple(kind.shape[:-1]) or len(shape) <= last:
+        return None
+    return source, made_from, [*((axis,) for axis in range(last)), tuple(range(last, len(shape)))]
 
 
 # -- rules for transforms -------------------------------------------------------------------

@@ -113,6 +113,8 @@ struct Sum {
   bool streams;
   i64 width, padded, shape[MOST];
   i64 depth[MOST], x_step[MOST][MOST], term_step[MOST][MOST];
+  i64 lines[MOST]; // in which the channels of x lie, and where they begin
+  const i64 *line[MOST];
   const float *x[MOST], *weight[MOST], *term[MOST];
   float *y;
 };
@@ -120,6 +122,7 @@ struct Sum {
 /* Where a tile begins. */
 struct Place {
   const float *x[MOST], *term[MOST];
+  i64 step[MOST]; // of x, from row to row
   float *y;
 };
 
@@ -133,7 +136,7 @@ static void tile(const Sum &s, const Place &p, i64 at) {
   each<R>([&](auto r) HERE { each<J>([&](auto v) HERE { y[r][v] = vec{}; }); });
   for (int i = 0; i < s.products; i++) {
     const float *weight = s.weight[i] + at, *x = p.x[i];
-    const i64 step = s.x_step[i][last], depth = s.depth[i], padded = s.padded;
+    const i64 step = p.step[i], depth = s.depth[i], padded = s.padded;
     /* A pointer for every four rows: for one each there are not registers enough. */
     const float *const x4 = x + 4 * step, *const x8 = x + 8 * step;
 #pragma GCC unroll 4
@@ -181,17 +184,32 @@ static void fetch(const float *x, i64 step, i64 rows, i64 depth) {
     for (i64 k = 0; k < depth; k += 16) __builtin_prefetch(x + row * step + k);
 }
 
-/* Rows `from` to `to` of the last axis; `outer` counts the places along the axes before it. */
-static void sum_rows(const Sum &s, i64 outer, i64 from, i64 to) {
+/* Puts the lines of `rows` rows side by side. */
+static void gather(const float *x, i64 step, i64 rows, const i64 *line, i64 lines, i64 depth,
+                   float *to) {
+  for (i64 l = 0; l < lines; l++, to += depth)
+    for (i64 row = 0; row < rows; row++)
+      for (i64 k = 0; k < depth; k += LANES)
+        store(to + row * lines * depth + k, load(x + line[l] + row * step + k, depth - k),
+              depth - k);
+}
+
+/* Rows `from` to `to` of the last axis; `outer` counts the places along the axes before it. `side`
+   has room for rows of all that lies in several lines. */
+static void sum_rows(const Sum &s, i64 outer, i64 from, i64 to, float *side = nullptr) {
   const i64 last = s.axes - 1;
+  const float *x[MOST];
   Place p;
   p.y = s.y + (outer * s.shape[last] + from) * s.width;
-  for (int i = 0; i < s.products; i++) p.x[i] = s.x[i] + from * s.x_step[i][last];
+  for (int i = 0; i < s.products; i++) {
+    x[i] = s.x[i] + from * s.x_step[i][last];
+    p.step[i] = s.lines[i] == 1 ? s.x_step[i][last] : s.depth[i];
+  }
   for (int i = 0; i < s.terms; i++) p.term[i] = s.term[i] + from * s.term_step[i][last];
   for (i64 axis = last - 1; axis >= 0; axis--) {
     const i64 at = outer % s.shape[axis];
     outer /= s.shape[axis];
-    for (int i = 0; i < s.products; i++) p.x[i] += at * s.x_step[i][axis];
+    for (int i = 0; i < s.products; i++) x[i] += at * s.x_step[i][axis];
     for (int i = 0; i < s.terms; i++) p.term[i] += at * s.term_step[i][axis];
   }
   const bool tall = s.width <= LANES;
@@ -201,9 +219,17 @@ static void sum_rows(const Sum &s, i64 outer, i64 from, i64 to) {
     Tile *const(*tiles)[2] = TILES<1>;
     if (rows == FEW) tiles = TILES<FEW>;
     if (rows == most) tiles = tall ? TILES<TALL> : TILES<WIDE>;
+    float *beside = side;
     for (int i = 0; i < s.products; i++) {
-      const i64 step = s.x_step[i][last];
-      fetch(p.x[i] + AHEAD * rows * step, step, rows, s.depth[i]);
+      const i64 step = s.x_step[i][last], lines = s.lines[i], depth = s.depth[i] / lines;
+      for (i64 l = 0; l < lines; l++)
+        fetch(x[i] + s.line[i][l] + AHEAD * rows * step, step, rows, depth);
+      p.x[i] = x[i];
+      x[i] += rows * step;
+      if (lines == 1) continue;
+      gather(p.x[i], step, rows, s.line[i], lines, depth, beside);
+      p.x[i] = beside;
+      beside += rows * s.depth[i];
     }
     for (i64 at = 0; at < s.width; at += 2 * LANES) {
       const bool two = s.width - at > LANES;
@@ -211,7 +237,6 @@ static void sum_rows(const Sum &s, i64 outer, i64 from, i64 to) {
     }
     from += rows;
     p.y += rows * s.width;
-    for (int i = 0; i < s.products; i++) p.x[i] += rows * s.x_step[i][last];
     for (int i = 0; i < s.terms; i++) p.term[i] += rows * s.term_step[i][last];
   }
   if (s.streams) fence();
@@ -231,7 +256,9 @@ static float *pack(Sum &s, const float *const *weight) {
 }
 
 static Sum sum_into(float *y, i64 width, bool streams) {
+  static const i64 here = 0;
   Sum s{};
+  for (int i = 0; i < MOST; i++) s.lines[i] = 1, s.line[i] = &here;
   s.y = y, s.width = width, s.padded = padded_to_tiles(width);
   s.streams = streams && width % LANES == 0 && (uintptr_t)y % (LANES * 4) == 0;
   return s;
@@ -240,35 +267,42 @@ static Sum sum_into(float *y, i64 width, bool streams) {
 /* y = the sum of x[i] @ weight[i] over products and of all terms.
 
    y is [*shape, width], contiguous; weight[i] is [depth[i], width], contiguous; x_step holds `axes`
-   steps for each product, term_step for each term. streams: y is too large for the caches. */
+   steps for each product, term_step for each term. The channels of x[i] are lines[i] lines of equal
+   length; `line` holds where each begins, product by product: 0 for one whose channels all lie side
+   by side. streams: y is too large for the caches. */
 template <typename Pool>
 static int sum(const Pool &pool, i64 axes, const i64 *shape, i64 width, i64 products,
-               const float *const *x, const i64 *x_step, const i64 *depth,
-               const float *const *weight, i64 terms, const float *const *term,
+               const float *const *x, const i64 *x_step, const i64 *depth, const i64 *lines,
+               const i64 *line, const float *const *weight, i64 terms, const float *const *term,
                const i64 *term_step, float *y, i64 streams) {
   Sum s = sum_into(y, width, streams);
   s.axes = axes, s.products = products, s.terms = terms;
   const size_t steps = (size_t)axes * sizeof(i64);
   memcpy(s.shape, shape, steps);
+  i64 beside = 0; // floats a row has in several lines
   for (int i = 0; i < products; i++) {
-    s.x[i] = x[i], s.depth[i] = depth[i];
+    s.x[i] = x[i], s.depth[i] = depth[i], s.lines[i] = lines[i], s.line[i] = line;
+    line += lines[i];
+    if (lines[i] > 1) beside += depth[i];
     memcpy(s.x_step[i], x_step + i * axes, steps);
   }
   for (int i = 0; i < terms; i++) {
     s.term[i] = term[i];
     memcpy(s.term_step[i], term_step + i * axes, steps);
   }
-  float *const packed = pack(s, weight);
-  if (!packed) return 1;
+  const i64 room = parts_of(TALL * beside, 16) * 16; // whole lines of the cache
+  float *const packed = pack(s, weight), *const side = zeros<float>(pool.threads * room);
+  const bool enough = packed && side;
   i64 outer = 1;
   for (i64 axis = 0; axis < axes - 1; axis++) outer *= shape[axis];
   const i64 length = shape[axes - 1], parts = parts_of(length, PART);
-  pool.run(outer * parts, [&](i64 item, i64) {
-    const i64 from = item % parts * PART;
-    sum_rows(s, item / parts, from, least(from + PART, length));
-  });
-  free(packed);
-  return 0;
+  if (enough)
+    pool.run(outer * parts, [&](i64 item, i64 thread) {
+      const i64 from = item % parts * PART;
+      sum_rows(s, item / parts, from, least(from + PART, length), side + thread * room);
+    });
+  free(packed), free(side);
+  return !enough;
 }
 
 /* -- sums over two axes ---------------------------------------------------------------------- */

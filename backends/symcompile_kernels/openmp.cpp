@@ -15,10 +15,11 @@ struct OpenMP {
 
 extern "C" int symcompile_sum(i64 axes, const i64 *shape, i64 width, i64 products,
                               const float *const *x, const i64 *x_step, const i64 *depth,
-                              const float *const *weight, i64 terms, const float *const *term,
-                              const i64 *term_step, float *y, i64 streams, i64 threads) {
-  return sum(OpenMP{threads}, axes, shape, width, products, x, x_step, depth, weight, terms, term,
-             term_step, y, streams);
+                              const i64 *lines, const i64 *line, const float *const *weight,
+                              i64 terms, const float *const *term, const i64 *term_step, float *y,
+                              i64 streams, i64 threads) {
+  return sum(OpenMP{threads}, axes, shape, width, products, x, x_step, depth, lines, line, weight,
+             terms, term, term_step, y, streams);
 }
 
 extern "C" int symcompile_sums(i64 axes, const i64 *shape, const float *x, const i64 *x_step,

@@ -53,7 +53,8 @@ static ffi::Error answer(int failed) {
 
 /* Arguments: what is multiplied, as many weights, then terms. */
 static ffi::Error linear_sum(ffi::ThreadPool threads, ffi::RemainingArgs args, Made y,
-                             Numbers shape, Numbers depth, Numbers x_step, Numbers term_step) {
+                             Numbers shape, Numbers depth, Numbers lines, Numbers line,
+                             Numbers x_step, Numbers term_step) {
   std::vector<const float *> from;
   for (size_t i = 0; i < args.size(); i++) {
     const auto found = args.get<Floats>(i);
@@ -65,8 +66,9 @@ static ffi::Error linear_sum(ffi::ThreadPool threads, ffi::RemainingArgs args, M
   const i64 terms = (i64)from.size() - 2 * products;
   const float *const *const x = from.data();
   return answer(sum(Pool(threads), axes, shape.begin(), y->dimensions().back(), products, x,
-                    x_step.begin(), depth.begin(), x + products, terms, x + 2 * products,
-                    term_step.begin(), y->typed_data(), y->size_bytes() >= STREAMED));
+                    x_step.begin(), depth.begin(), lines.begin(), line.begin(), x + products,
+                    terms, x + 2 * products, term_step.begin(), y->typed_data(),
+                    y->size_bytes() >= STREAMED));
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(symcompile_linear_sum, linear_sum,
@@ -76,6 +78,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(symcompile_linear_sum, linear_sum,
                                   .Ret<Floats>()
                                   .Attr<Numbers>("shape")
                                   .Attr<Numbers>("depth")
+                                  .Attr<Numbers>("lines")
+                                  .Attr<Numbers>("line")
                                   .Attr<Numbers>("x_step")
                                   .Attr<Numbers>("term_step"));
 

@@ -186,6 +186,10 @@ class _Torch:
         return f"_product({value}, {weight})" if large else f"{value} @ {weight}"
 
     takes_parts = True
+    joins_late = True
+
+    def join(self, value: str, channels: int) -> str:
+        return f"{value}.flatten(-{channels})"
 
     def linear_sum(
         self,
@@ -198,12 +202,19 @@ class _Torch:
         return linear_sum(target, products, held, terms=terms, anchors=anchors)
 
     def two_means(
-        self, value: str, axis: int, counts: Sequence[str], weight: str | None, *, widen: bool
+        self,
+        value: str,
+        axis: int,
+        counts: Sequence[str],
+        weight: str | None,
+        *,
+        widen: bool,
+        channels: int = 1,
     ) -> str | None:
-        dtype = ", dtype=wide" if widen else ""
-        joined = f", {weight}" if weight else ""
-        helper = "_two_means_held" if weight else "_two_means"
-        return f"{helper}({value}, {axis}, ({', '.join(counts)}){joined}{dtype})"
+        args = [value, str(axis), f"({', '.join(counts)})", *([weight] if weight else [])]
+        args += ["dtype=wide"] if widen else []
+        args += [f"channels={channels}"] if weight and channels > 1 else []
+        return f"_two_means{'_held' if weight else ''}({', '.join(args)})"
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:
         dims = str(axes[0]) if len(axes) == 1 else str(tuple(axes))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -76,8 +77,17 @@ def _plain(value: Any) -> Any:
             return (ctypes.c_int64 * max(len(value), 1))(*value)
 
 
-def _steps(tensors: Sequence[Tensor]) -> list[int]:
-    return [step for tensor in tensors for step in tensor.stride()[:-1]]
+def _steps(tensors: Sequence[Tensor], axes: int) -> list[int]:
+    return [step for tensor in tensors for step in tensor.stride()[:axes]]
+
+
+def _lines(x: Tensor, axes: int) -> list[int]:
+    """Where the channels of a row begin: all axes after `axes`, of which the last is a line."""
+    if _lie_side_by_side(x, axes) or x.numel() == 0:
+        return [0]
+    steps = x.stride()[axes:-1]
+    places = product(*map(range, x.shape[axes:-1]))
+    return [sum(k * step for k, step in zip(place, steps, strict=True)) for place in places]
 
 
 def _check_dtype(*tensors: Tensor) -> None:
@@ -125,14 +135,15 @@ def _linear_sum(
 ) -> Tensor:
     """The sum of products `x[sources[i]].permute(order i) @ weights[i]`, and of terms, broadcast.
 
-    `orders` holds one permutation of the axes but the last after another.
+    `orders` holds one permutation of the axes of rows after another. The axes of an x after those
+    are channels: of several the rows of a weight stand for all entries in order, wherever they lie.
     """
-    axes = x[0].dim() - 1
+    axes = len(orders) // len(sources)
     views = [
-        _channels_last(x[source].permute(*order, axes))
+        _channels_last(x[source].permute(*order, *range(axes, x[source].dim())))
         for source, order in zip(sources, _orders(axes, orders), strict=True)
     ]
-    y = x[0].new_empty((*views[0].shape[:-1], weights[0].shape[1]))
+    y = x[0].new_empty((*views[0].shape[:axes], weights[0].shape[1]))
     _fill(y, views, [weight.contiguous() for weight in weights], terms)
     return y
 
@@ -142,10 +153,12 @@ def _fill(
 ) -> None:
     """Write the sum of `x[i] @ weights[i]` and of terms into y."""
     _check_dtype(*x, *weights, *terms)
-    if max(len(x), len(terms), y.dim() - 1) > _MOST:
+    axes = y.dim() - 1
+    if max(len(x), len(terms), axes) > _MOST:
         raise ValueError(f"found more than {_MOST} products, terms or axes in one sum")
     for view, weight in zip(x, weights, strict=True):
-        if view.shape[:-1] != y.shape[:-1] or weight.shape != (view.shape[-1], y.shape[-1]):
+        sides = view.shape[axes:].numel(), y.shape[-1]
+        if view.shape[:axes] != y.shape[:-1] or weight.shape != sides:
             raise ValueError(
                 f"found {tuple(view.shape)} times {tuple(weight.shape)}, expected the axes and "
                 f"channels of {tuple(y.shape)}"
@@ -153,23 +166,36 @@ def _fill(
     spread = [_channels_last(term.expand(y.shape)) for term in terms]
     if y.numel() == 0:
         return
+    lines = [_lines(view, axes) for view in x]
     _call(
         "symcompile_sum",
         y.shape[-1],
-        y.dim() - 1,
+        axes,
         y.shape[:-1],
         y.shape[-1],
         len(x),
         x,
-        _steps(x),
-        [view.shape[-1] for view in x],
+        _steps(x, axes),
+        [view.shape[axes:].numel() for view in x],
+        [len(places) for places in lines],
+        [place for places in lines for place in places],
         weights,
         len(spread),
         spread,
-        _steps(spread),
+        _steps(spread, axes),
         y,
         int(y.nbytes >= _STREAMED),
     )
+
+
+def _joined(x: Tensor, rows: int) -> Tensor:
+    """With one axis of channels after those of rows. If there is one, no op: batches know few."""
+    return x if x.dim() == rows + 1 else x.reshape(*x.shape[:rows], -1)
+
+
+def _apart(x: Tensor, shape: torch.Size) -> Tensor:
+    """With several axes of channels. What has that shape is left alone: a view is not added to."""
+    return x if x.shape == shape else x.reshape(shape)
 
 
 def _linear_sum_shape(
@@ -179,14 +205,14 @@ def _linear_sum_shape(
     orders: Sequence[int],
     terms: Sequence[Tensor],
 ) -> Tensor:
-    axes = x[0].dim() - 1
+    axes = len(orders) // len(sources)
     shape = [x[sources[0]].shape[axis] for axis in orders[:axes]]
     return x[0].new_empty((*shape, weights[0].shape[1]))
 
 
 def _linear_sum_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weights, ctx.sources, orders, terms = inputs
-    ctx.orders = _orders(x[0].dim() - 1, orders)
+    ctx.orders = _orders(len(orders) // len(ctx.sources), orders)
     ctx.count = len(x)
     ctx.terms = [term.shape for term in terms]
     ctx.save_for_backward(*x, *weights)
@@ -202,22 +228,24 @@ def _linear_sum_back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if usual and pair and not torch.is_grad_enabled():
         # One product, its axes as they are, not to be differentiated again: read everything once.
         axis, first, second = pair
-        found = ops.back(grad, x[0], weights[0], axis)
+        found = ops.back(grad, _joined(x[0], grad.dim() - 1), weights[0], axis)
         made = {first: found[2], second: found[3]}
-        return [found[0]], [found[1]], None, None, _of_terms(grad, ctx.terms, to_terms, made)
+        of_terms = _of_terms(grad, ctx.terms, to_terms, made)
+        return [_apart(found[0], x[0].shape)], [found[1]], None, None, of_terms
     of_x: list[Tensor | None] = [None] * len(x)
     for place, needed in enumerate(to_x):
         read = [i for i, source in enumerate(ctx.sources) if source == place]
         if needed and read:
             back = [(_inverse(ctx.orders[i]), weights[i].t()) for i in read]
             if _is_batched(grad):
-                of_x[place] = sum(grad.permute(*order, -1) @ weight for order, weight in back)
+                made_of = sum(grad.permute(*order, -1) @ weight for order, weight in back)
             else:
                 orders = [axis for order, _ in back for axis in order]
                 transposed = [weight for _, weight in back]
-                of_x[place] = ops.linear_sum([grad], transposed, [0] * len(read), orders, [])
+                made_of = ops.linear_sum([grad], transposed, [0] * len(read), orders, [])
+            of_x[place] = _apart(made_of, x[place].shape)
     of_weights = [
-        ops.outer(x[source], order, grad) if needed else None
+        ops.outer(_joined(x[source], grad.dim() - 1), order, grad) if needed else None
         for source, order, needed in zip(ctx.sources, ctx.orders, to_weights, strict=True)
     ]
     of_terms = _of_terms(grad, ctx.terms, to_terms, _pair_of_sums(grad, pair))
@@ -276,23 +304,33 @@ def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
     if x.numel() == 0 or _too_few(before, most):
         how = torch.mean if mean else torch.sum
         return how(x, axis).contiguous(), how(x, axis + 1).contiguous()
-    first, second = _sums_shape(x, axis, mean)
-    width = x.shape[axis + 2 :].numel()
-    if axis + 2 > _MOST or not _lie_side_by_side(x, axis + 2):
-        x, axis = x.contiguous().view(before, rows, count, width), 1
+    shapes = [(*x.shape[:k], *x.shape[k + 1 :]) for k in (axis, axis + 1)]
+    # What follows both axes must lie side by side: of that, what does not is one more axis before.
+    last = x.dim()
+    while last > axis + 2 and _lie_side_by_side(x, last - 1):
+        last -= 1
+    if last > _MOST or axis + 2 < last == x.dim():
+        x, last = x.contiguous(), axis + 2
+    if last > _MOST:
+        x, axis, last = x.view(before, rows, count, -1), 1, 3
+    view = x.permute(*range(axis), *range(axis + 2, last), axis, axis + 1, *range(last, x.dim()))
+    first, second = _sums_shape(view, last - 2, mean)
+    width = x.shape[last:].numel()
     _call(
         "symcompile_sums",
         width,
-        axis + 2,
-        x.shape[: axis + 2],
-        x,
-        x.stride()[: axis + 2],
+        last,
+        view.shape[:last],
+        view,
+        view.stride()[:last],
         width,
         first,
         1 / rows if mean else 1.0,
         second,
         1 / count if mean else 1.0,
     )
+    made = (part.movedim(last - 2, axis).contiguous() for part in (first, second))
+    first, second = (part.view(shape) for part, shape in zip(made, shapes, strict=True))
     return first, second
 
 
@@ -337,28 +375,31 @@ def _spread_back(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     return (*torch.ops.symcompile.sums(grad, ctx.axis, False), None)
 
 
-def _sums_held(x: Tensor, weight: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _sums_held(
+    x: Tensor, weight: Tensor, axis: int, mean: bool, channels: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `sums`, of an x that `linear_sum` will multiply by a weight; and zeros, held for it.
 
-    They have the shape of the product but few entries of their own. Added to the product of x and
-    weight, detached, they take its gradient: so those of x and weight are made together with those
-    of the sums, in one pass that reads x once and writes its gradient once.
+    The last axes of x, `channels` of them, are what is multiplied. The zeros have the shape of the
+    product but few entries of their own. Added to the product of x and weight, detached, they take
+    its gradient: so those of x and weight are made together with those of the sums, in one pass
+    that reads x once and writes its gradient once.
     """
-    return *_sums(x, axis, mean), _held(x, weight)
+    return *_sums(x, axis, mean), _held(x, weight, channels)
 
 
-def _held(x: Tensor, weight: Tensor) -> Tensor:
-    return x.new_zeros(weight.shape[1]).expand(*x.shape[:-1], weight.shape[1])
+def _held(x: Tensor, weight: Tensor, channels: int) -> Tensor:
+    return x.new_zeros(weight.shape[1]).expand(*x.shape[:-channels], weight.shape[1])
 
 
 def _sums_held_shape(
-    x: Tensor, weight: Tensor, axis: int, mean: bool
+    x: Tensor, weight: Tensor, axis: int, mean: bool, channels: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return *_sums_shape(x, axis, mean), _held(x, weight)
+    return *_sums_shape(x, axis, mean), _held(x, weight, channels)
 
 
 def _sums_held_keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, weight, ctx.axis, ctx.mean = inputs
+    x, weight, ctx.axis, ctx.mean, *_ = inputs
     ctx.shape = x.shape
     ctx.save_for_backward(x, weight)
     ctx.set_materialize_grads(False)
@@ -366,25 +407,29 @@ def _sums_held_keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _sums_held_back(
     ctx: Any, first: Tensor | None, second: Tensor | None, grad: Tensor | None
-) -> tuple[Tensor | None, Tensor | None, None, None]:
-    to_x, to_weight, _, _ = ctx.needs_input_grad
+) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    to_x, to_weight, *_ = ctx.needs_input_grad
     ops, axis = torch.ops.symcompile, ctx.axis
     like = next(one for one in (first, second, grad) if one is not None)
     first, second = (
         _of_sum(one, ctx.shape, axis + k, ctx.mean, like) for k, one in enumerate((first, second))
     )
     if grad is None:
-        return ops.spread(first, second, axis) if to_x else None, None, None, None
+        return ops.spread(first, second, axis) if to_x else None, None, None, None, None
     x, weight = ctx.saved_tensors  # not before they are needed: they may have changed
+    rows = grad.dim() - 1
+    x, first, second = _joined(x, rows), _joined(first, rows - 1), _joined(second, rows - 1)
     if to_x and to_weight and not torch.is_grad_enabled():
-        return *ops.back_from(grad, x, weight, axis, first, second), None, None
-    order, terms = [*range(grad.dim() - 1)], [first.unsqueeze(axis), second.unsqueeze(axis + 1)]
+        of_x, of_weight = ops.back_from(grad, x, weight, axis, first, second)
+        return _apart(of_x, ctx.shape), of_weight, None, None, None
+    order, terms = [*range(rows)], [first.unsqueeze(axis), second.unsqueeze(axis + 1)]
     of_x = None
     if to_x and _is_batched(grad):
         of_x = grad @ weight.t() + terms[0] + terms[1]
     elif to_x:
         of_x = ops.linear_sum([grad], [weight.t()], [0], order, terms)
-    return of_x, ops.outer(x, order, grad) if to_weight else None, None, None
+    of_x = _apart(of_x, ctx.shape) if to_x else None
+    return of_x, ops.outer(x, order, grad) if to_weight else None, None, None, None
 
 
 def _of_sum(grad: Tensor | None, shape: torch.Size, axis: int, mean: bool, like: Tensor) -> Tensor:
@@ -414,10 +459,10 @@ def _outer(x: Tensor, order: Sequence[int], grad: Tensor) -> Tensor:
         len(order),
         view.shape[:-1],
         view,
-        _steps([view]),
+        _steps([view], len(order)),
         view.shape[-1],
         grad,
-        _steps([grad]),
+        _steps([grad], len(order)),
         grad.shape[-1],
         weight,
     )
@@ -554,7 +599,8 @@ _OPERATORS: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
         (_outer, _outer_shape, _outer_back, _outer_keep),
     ),
     (
-        "sums_held(Tensor x, Tensor weight, int axis, bool mean) -> (Tensor, Tensor, Tensor)",
+        "sums_held(Tensor x, Tensor weight, int axis, bool mean, int channels=1) "
+        "-> (Tensor, Tensor, Tensor)",
         (_sums_held, _sums_held_shape, _sums_held_back, _sums_held_keep),
     ),
     # The last two are for gradients that are not to be differentiated again.

@@ -235,30 +235,30 @@ def _two_means(x, dim, counts, dtype=None):
 
 
 def _reads_once(x, dim, dtype):
-    """Whether a kernel makes both means: of an x whose entries after both axes lie side by side."""
+    """Whether a kernel makes both means: where enough of what follows both axes lies in a row."""
     if not _has_kernels(x, x.numel()) or dtype not in (None, x.dtype):
         return False
-    step = 1
-    for size, found in zip(x.shape[: dim + 1 : -1], x.stride()[: dim + 1 : -1]):
-        if found != step and size != 1:
-            return False
-        step *= size
-    return _fill_vectors(step)
+    row = 1
+    for size, step in zip(x.shape[: dim + 1 : -1], x.stride()[: dim + 1 : -1]):
+        if step != row and size != 1:
+            break
+        row *= size
+    return _fill_vectors(row)
 
 
 '''
 
 TWO_MEANS_HELD = '''\
-def _two_means_held(x, dim, counts, weight, dtype=None):
+def _two_means_held(x, dim, counts, weight, dtype=None, channels=1):
     """As `_two_means`, of an x that a sum will multiply by a weight; and what that sum holds.
 
     That is None or zeros which take the gradient of the product: with those of the means they make
     those of x and weight, together, reading x once.
     """
     learns = torch.is_grad_enabled() and x.requires_grad
-    alike = x.dtype == weight.dtype and x.is_contiguous()
+    alike = x.dtype == weight.dtype and (channels > 1 or x.is_contiguous())
     if learns and alike and _reads_once(x, dim, dtype):
-        return torch.ops.symcompile.sums_held(x, weight, x.dim() + dim, True)
+        return torch.ops.symcompile.sums_held(x, weight, x.dim() + dim, True, channels)
     return *_two_means(x, dim, counts, dtype), None
 
 
@@ -444,21 +444,24 @@ if _LINEAR is not None and not hasattr(torch.ops.symcompile, "linear"):
 '''
 
 LINEAR_SUM = '''\
-def _linear_sum(*products, terms=(), anchors=(), held=None):
+def _linear_sum(*products, terms=(), anchors=(), held=None, channels=1):
     """The sum of products and terms, in one go where symcompile's kernels are at hand.
 
     A product is (x, weight) or (x, weight, axes): index axis k of what is added is its axis
     `axes[k]`; a tuple x stands for its parts side by side. Terms are broadcast to the first
-    product; for what is held see `_two_means_held`. Under vmap the first product may lack a batch
-    axis of what is added to it: zeros made from all that is added, and anchors, give it the axis.
+    product, whose x has so many axes of channels; for what is held see `_two_means_held`. Under
+    vmap the first product may lack a batch axis of what is added to it: zeros made from all that is
+    added, and anchors, give it the axis.
     """
     products = [(x if type(x) is tuple else (x,), *other) for x, *other in products]
-    if held is not None and _fits(products, (*terms, held)):
+    if held is not None and _fits(products, (*terms, held), channels):
         (((x,), weight),) = products
-        return _in_one_go([((x.detach(),), weight.detach())], (*terms, held))
-    if _fits(products, terms):
-        return _in_one_go(products, terms)
+        return _in_one_go([((x.detach(),), weight.detach())], (*terms, held), channels)
+    if _fits(products, terms, channels):
+        return _in_one_go(products, terms, channels)
     (parts, weight), *others = products
+    if channels > 1:
+        parts = [part.flatten(-channels) for part in parts]
     if _transformed():
         factors = [value for parts, other, _ in others for value in (*parts, other)]
         for part in (*terms, *anchors, *factors):
@@ -497,15 +500,15 @@ def _add_product(total, x, weight, axes):
 '''
 
 ONE_GO = '''\
-def _fits(products, terms):
+def _fits(products, terms, channels=1):
     """Whether the kernels are there and the quickest: on CPU, for many rows of few channels."""
     x, weight = products[0][0][0], products[0][1]
-    entries = x.numel() // max(x.shape[-1], 1) * weight.shape[1]
+    entries = x.numel() // max(x.shape[-channels:].numel(), 1) * weight.shape[1]
     values = [value for parts, weight, *_ in products for value in (*parts, weight)]
     count = sum(len(parts) for parts, *_ in products)
     deep = sum(weight.shape[0] for _, weight, *_ in products)
     return (
-        max(count, len(terms), x.dim()) <= 8
+        max(count, len(terms), x.dim() - channels + 1) <= 8
         and max(deep, 2 * weight.shape[1]) <= 512
         and all(_fill_vectors(value.shape[-1]) for value in values)
         and _has_kernels(x, entries)
@@ -513,10 +516,10 @@ def _fits(products, terms):
     )
 
 
-def _in_one_go(products, terms):
+def _in_one_go(products, terms, channels=1):
     values, sources, orders, weights = [], [], [], []
     for parts, weight, *axes in products:
-        batch = parts[0].dim() - 1 - (len(axes[0]) if axes else 0)
+        batch = parts[0].dim() - (1 + len(axes[0]) if axes else channels)
         moved = [batch + axis for axis in axes[0]] if axes else []
         for part in parts:
             # Of equal values the gradients come back together.
@@ -524,7 +527,8 @@ def _in_one_go(products, terms):
             values += [] if known else [part]
             sources.append(known[0] if known else len(values) - 1)
             orders += [*range(batch), *moved]
-        weights += weight.split([part.shape[-1] for part in parts])
+        widths = [part.shape[-1] for part in parts]
+        weights += weight.split(widths) if len(parts) > 1 else [weight]
     return torch.ops.symcompile.linear_sum(values, weights, sources, orders, list(terms))
 
 

@@ -20,11 +20,13 @@ class Product:
         parts: what is multiplied, side by side along the channels.
         weight: the matrix.
         axes: index axis k of what is added is the product's axis `axes[k]`; empty if none moves.
+        channels: axes of the one part that are its channels: several where they are not joined.
     """
 
     parts: tuple[str, ...]
     weight: str
     axes: tuple[int, ...] = ()
+    channels: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,14 @@ class Dialect(Protocol):
     def takes_parts(self) -> bool:
         """True if `linear_sum` wants what is multiplied in parts, not put together before."""
 
+    @property
+    def joins_late(self) -> bool:
+        """True if `two_means` and `linear_sum` take channels of several axes, which may lie apart:
+        an array that has them so is as large as what it is multiplied into."""
+
+    def join(self, value: str, channels: int) -> str:
+        """With its last axes, so many, as one."""
+
     def linear_sum(
         self,
         target: str,
@@ -109,13 +119,21 @@ class Dialect(Protocol):
         held `two_means`."""
 
     def two_means(
-        self, value: str, axis: int, counts: Sequence[str], weight: str | None, *, widen: bool
+        self,
+        value: str,
+        axis: int,
+        counts: Sequence[str],
+        weight: str | None,
+        *,
+        widen: bool,
+        channels: int = 1,
     ) -> str | None:
         """A tuple: the means over `axis` and over the one after it; None to have them one by one.
 
         If there is a weight, `linear_sum` will multiply the value by it, as the one product of a
         sum, and nothing else will read the value along all its axes. The tuple has a third member
-        then, which that sum holds: so their gradients can be made together. See `reduce`.
+        then, which that sum holds: so their gradients can be made together. See `reduce`; for
+        `channels` see `Product`.
         """
 
     def reduce(self, value: str, how: str, axes: Sequence[int], count: str, *, widen: bool) -> str:

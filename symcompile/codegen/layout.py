@@ -7,7 +7,7 @@ axes are split and fixed axes folded into the channels on the way in; the revers
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from symcompile.codegen.compiled import Compiled
 from symcompile.codegen.dialect import Dialect
@@ -35,13 +35,21 @@ _DEEPEST = 16
 class Layout:
     """Names of tensors and sizes, and the statements that move between stored and folded form."""
 
-    def __init__(self, compiled: Compiled, dialect: Dialect, namer: Namer) -> None:
+    def __init__(
+        self, compiled: Compiled, dialect: Dialect, namer: Namer, apart: Collection[int]
+    ) -> None:
+        """Inputs `apart`, see `ownership`, have several axes of channels if the dialect likes."""
         self._compiled = compiled
         self._dialect = dialect
         self._namer = namer
         self._known = dict(compiled.program.sizes)
         self.inputs = [namer(name, "x") for name in _short_names(compiled.program.inputs)]
-        self.used = sorted({op.tensor for op in compiled.program.ops if isinstance(op, Input)})
+        inputs = [(k, op) for k, op in enumerate(compiled.program.ops) if isinstance(op, Input)]
+        self.used = sorted({op.tensor for _, op in inputs})
+        self.channels = dict.fromkeys(self.used, 1)
+        if dialect.joins_late:
+            tensors = [op.tensor for number, op in inputs if number in apart]
+            self.channels.update((k, _channels_apart(compiled.program.inputs[k])) for k in tensors)
         self.outputs = [namer(f"out_{name}") for name in _short_names(compiled.program.outputs)]
         labels = dict.fromkeys((*compiled.spec.labels, *compiled.out_spec.labels))
         self._sizes = {label: namer(f"n_{label}", "n") for label in labels}
@@ -72,7 +80,8 @@ class Layout:
         for index, (name, tensor) in enumerate(zip(self.inputs, tensors, strict=True)):
             lines.append(f"_check({index}, {name}, {self._stored(tensor)})")
         for index in self.used:
-            lines += self._fold(self.inputs[index], tensors[index])
+            steps = self._fold(self.inputs[index], tensors[index])
+            lines += steps[:-1] if self.channels[index] > 1 else steps
         return lines
 
     def write(self, text: str, tensor: int) -> list[str]:
@@ -203,6 +212,12 @@ def _short_names(tensors: Sequence[Tensor]) -> list[str]:
     ):
         shared += 1
     return ["_".join(map(str, path[shared:])) or "x" for path in paths]
+
+
+def _channels_apart(tensor: Tensor) -> int:
+    """How many axes the channels of a tensor are before they are joined; 1 if that is no copy."""
+    stored, folded = _fixed_places(tensor)
+    return 1 if stored == folded else 1 + len(stored)
 
 
 def _fixed_places(tensor: Tensor) -> tuple[list[int], list[int]]:

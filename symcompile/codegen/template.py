@@ -79,6 +79,8 @@ def linear_sum(
             args.append(f"{name}={wrapped(values, width=50)}")
     if held:
         args.append(f"held={held}")
+    if products[0].channels > 1:
+        args.append(f"channels={products[0].channels}")
     lines = textwrap.indent("".join(f"{arg},\n" for arg in args), " " * 4)
     return [f"{target} = _linear_sum(\n{lines})"]
 

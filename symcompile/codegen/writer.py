@@ -96,11 +96,13 @@ class _Value:
         text: an expression without side effects.
         wide: of the dtype that reductions accumulate in, not yet of the computation's.
         stem: how values made from it are named.
+        channels: how many axes they are, last of all; several are not joined yet.
     """
 
     text: str
     wide: bool = False
     stem: str = ""
+    channels: int = 1
 
 
 class _Writer:
@@ -115,11 +117,11 @@ class _Writer:
         self.members: dict[int, list[_Value]] = {}  # their members
         reserved = {"batch", "dtype", "filled", "leaves", "tuple", "wide", *self.shapes, *stacks}
         self.namer = Namer(taken | reserved)
-        self.layout = Layout(compiled, dialect, self.namer)
-        self.lines: list[str] = []
-        self.values: list[_Value] = []
         self.lazy = lazy_axes(self.program)
         self.owned = ownership(self.program, self.types, self.lazy)
+        self.layout = Layout(compiled, dialect, self.namer, self.owned.apart)
+        self.lines: list[str] = []
+        self.values: list[_Value] = []
         self.readers = readers_of(self.program)
         self.pieces: dict[int, str] = {}  # slices that a split has named already
         self.grids = grids_of(self.program)
@@ -154,7 +156,7 @@ class _Writer:
                 name = self.layout.inputs[tensor]
                 if len(self.types[number].labels) >= self.order:
                     self.large.add(name)  # may be a copy, of another layout or dtype
-                return _Value(name, stem=name)
+                return _Value(name, stem=name, channels=self.layout.channels[tensor])
             case Const():
                 if number in self.owned.unmade:
                     return _Value("")  # a mix of the constant is the weight itself
@@ -248,9 +250,11 @@ class _Writer:
         how = self.program.reduce
         # A mean over repeated entries is the entry; a sum is not.
         text = source.text if how == "mean" else self._full(arg)
-        places = [axis - len(labels) - 1 for axis in op.axes]
+        places = [axis - len(labels) - source.channels for axis in op.axes]
         # Reductions of reductions stay wide: half types are rounded once, before the mix.
         text = self.dialect.reduce(text, how, places, self._count(op), widen=not source.wide)
+        if source.channels > 1:
+            text = self.dialect.join(text, source.channels)
         return self._assign(self._reduced(op), text, _Value("", wide=True))
 
     def _reduced(self, op: Reduce) -> str:
@@ -284,7 +288,7 @@ class _Writer:
         """Write two means at once, if the dialect can."""
         _, first = pair[0]
         source = self.values[first.args[0]]
-        place = first.axes[0] - len(self.types[first.args[0]].labels) - 1
+        place = first.axes[0] - len(self.types[first.args[0]].labels) - source.channels
         counts = [self._count(op) for _, op in pair]
         mix = None if source.wide else self.joined.get(first.args[0])
         weight = None
@@ -292,7 +296,9 @@ class _Writer:
             op = self.program.ops[mix]
             assert isinstance(op, Mix), "sums multiply by mixes"
             weight = self._weight(op)
-        text = self.dialect.two_means(source.text, place, counts, weight, widen=not source.wide)
+        text = self.dialect.two_means(
+            source.text, place, counts, weight, widen=not source.wide, channels=source.channels
+        )
         if text is None:
             return False
         names = [self._new(self._reduced(op)) for _, op in pair]
@@ -302,6 +308,8 @@ class _Writer:
         width = _LINE - 20 if len(names) == 2 else 0
         self.lines.append(f"{wrapped(names, bare=True, width=width)} = {text}")
         for (number, _), name in zip(pair, names[:2], strict=True):
+            if source.channels > 1:
+                self.lines.append(f"{name} = {self.dialect.join(name, source.channels)}")
             self.paired[number] = _Value(name, wide=True, stem=name)
         return True
 
@@ -535,7 +543,9 @@ class _Writer:
         """Write a sum of which one mix is the base: all products and terms at once."""
         base = self.program.ops[accumulation.base]
         assert isinstance(base, Mix), "a base is a mix"
-        products = [Product(self._parts(base.args[0]), self._weight(base))]
+        (arg,) = base.args
+        channels = self.values[arg].channels
+        products = [Product(self._parts(arg), self._weight(base), channels=channels)]
         terms, written = [], {accumulation.base}
         for arg in plain:
             if arg in accumulation.late:

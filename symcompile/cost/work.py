@@ -154,7 +154,7 @@ class Accountant:
         if number in self.owned.within or number in self.owned.unmade:
             return _NOTHING, _NOTHING
         match op:
-            case Input(tensor=tensor) if moves_on_the_way_in(self.program.inputs[tensor]):
+            case Input() if self._moves_in(number) and number not in self.owned.apart:
                 return self._whole(number), _NOTHING
             case Const() | Embed():
                 return self._whole(number), _NOTHING
@@ -165,8 +165,7 @@ class Accountant:
                 copies = [self._whole(arg) for arg in op.args if self.lazy[arg]]
                 return self._whole(number), Polynomial.sum(copies)
             case Mix(args=(arg,)) if arg not in self.owned.unmade:
-                copied = not self.layouts[arg].in_rows
-                return self._extent(number), self._extent(arg) if copied else _NOTHING
+                return self._extent(number), self._extent(arg) if self._copied(arg) else _NOTHING
             case BatchMix():
                 return self._whole(number), Polynomial.sum(self._batched(op))
             case Add():
@@ -221,6 +220,16 @@ class Accountant:
         order = range(len(tensor.labels)) if lazy else self.layouts[arg].order
         return lazy + (arg in self.owned.shared) + moves_on_the_way_out(tensor, order)
 
+    def _moves_in(self, number: int) -> bool:
+        """Whether an input is copied to join its fixed axes to the channels."""
+        op = self.program.ops[number]
+        return isinstance(op, Input) and moves_on_the_way_in(self.program.inputs[op.tensor])
+
+    def _copied(self, value: int) -> bool:
+        """Whether a product copies what it reads: it is no matrix as it lies."""
+        apart = value in self.owned.apart and self._moves_in(value)
+        return apart or not self.layouts[value].in_rows
+
     def _extent(self, value: int, lazy: frozenset[int] | None = None) -> Polynomial:
         """Entries actually stored."""
         kind = self.types[value]
@@ -235,7 +244,7 @@ class Accountant:
 
     def _work(self, number: int, op: Op) -> Work:
         match op:
-            case Input(tensor=tensor) if moves_on_the_way_in(self.program.inputs[tensor]):
+            case Input() if self._moves_in(number) and number not in self.owned.apart:
                 return self._copy(number)
             case Const() if number not in self.owned.unmade:
                 return Work(_NOTHING, self._whole(number), _NOTHING, 1)
@@ -275,7 +284,7 @@ class Accountant:
         if number in self.fused:
             return Work(inputs + weight, _NOTHING, flops)
         matmul = Work(inputs + weight, result, flops, 1)
-        if self.layouts[arg].in_rows:
+        if not self._copied(arg):
             return matmul
         return total_work([Work(inputs, inputs, _NOTHING, 1), matmul])
 
@@ -344,15 +353,14 @@ class Accountant:
         made, whole = self.owned.sums[number], self._whole(number)
         if made.accumulation:
             (arg,) = self.program.ops[made.accumulation.base].args
-            stacked = arg in self.owned.within or not self.layouts[arg].in_rows
+            stacked = arg in self.owned.within or self._copied(arg)
             # One after the other: what the base multiplies, then every product made late and, if it
             # does not lie in rows, what that one multiplies.
             labels, wide = self.types[number].labels, self.types[number].width
             width = self.types[arg].width * stacked
             for mix in made.accumulation.late.values():
                 (read,) = self.program.ops[mix].args
-                copied = 0 if self.layouts[read].in_rows else self.types[read].width
-                width = max(width, wide + copied)
+                width = max(width, wide + self.types[read].width * self._copied(read))
             return whole, Polynomial.of(labels, width) if width else _NOTHING
         if made.embeds and not made.owned:
             return whole, whole if made.plain else _NOTHING

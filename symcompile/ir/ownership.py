@@ -11,7 +11,7 @@ embedding makes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from symcompile.ir.accumulate import Accumulation, accumulated
@@ -22,8 +22,11 @@ from symcompile.ir.ops import (
     Const,
     Diagonal,
     Embed,
+    Input,
     Mix,
+    Op,
     Pick,
+    Reduce,
     Slice,
     Transpose,
 )
@@ -66,12 +69,15 @@ class Ownership:
         within: values with no array of their own, and the sum they are written as a part of:
             its embeddings, the mix that it is accumulated into with the stack that this mix reads,
             and products made when they are added.
+        apart: inputs that nothing reads but means and the mixes that sums are accumulated into. To
+            join their fixed axes to the channels, a copy, is left to those sums.
         sums: every `add`.
     """
 
     shared: frozenset[int]
     unmade: frozenset[int]
     within: Mapping[int, int]
+    apart: frozenset[int]
     sums: Mapping[int, Sum]
 
 
@@ -142,7 +148,20 @@ def ownership(
                     fresh.add(number)
                 elif len(plain) == 1 and plain[0] in shared:
                     shared.add(number)
-    return Ownership(frozenset(shared), frozenset(unmade), within, sums)
+    apart = _apart(ops, readers, {found.base for found in in_place.values()})
+    return Ownership(frozenset(shared), frozenset(unmade), within, apart, sums)
+
+
+def _apart(
+    ops: Sequence[Op], readers: Sequence[tuple[int, ...]], bases: Collection[int]
+) -> frozenset[int]:
+    """The inputs that are multiplied by `bases`, and that nothing else reads but reductions."""
+    found = []
+    for number, op in enumerate(ops):
+        others = [reader for reader in readers[number] if not isinstance(ops[reader], Reduce)]
+        if isinstance(op, Input) and others and all(reader in bases for reader in others):
+            found.append(number)
+    return frozenset(found)
 
 
 def _covered(plain: Sequence[int], embeds: Sequence[int], sources: Sequence[int]) -> list[int]:
