@@ -421,6 +421,40 @@ def test_channels_joined_of_several_axes_are_read_as_they_lie() -> None:
     all_close(jax.tree.map(lambda value: value[0], each), found, 1e-5)
 
 
+def test_axes_joined_into_one_of_rows_are_left_to_xla() -> None:
+    """Though below them, too, the channels of the sum are the last axis."""
+    x, weight = draw(np.random.default_rng(0), 4, 40, 50, 16), jnp.eye(16)
+    text = jax.jit(a_detour(kernels.linear_sum, kernels.two_means)).lower(x, weight).as_text()
+    assert text.count("custom_call @symcompile_") == 2
+    assert not any("(%arg0" in line for line in text.splitlines() if "@symcompile_" in line)
+
+    def pulled(how, *args):  # type: ignore[no-untyped-def]
+        y, pull = jax.vjp(how, *args)
+        return y, pull(jax.tree.map(jnp.cos, y))
+
+    found = jax.jit(partial(pulled, a_detour(kernels.linear_sum, kernels.two_means)))(x, weight)
+
+    def plain_sum(products, terms):  # type: ignore[no-untyped-def]
+        (((part,), factor),) = products
+        return part @ factor
+
+    def plain_means(x, axis):  # type: ignore[no-untyped-def]
+        return x.mean(axis), x.mean(axis + 1)
+
+    wanted = exact(partial(pulled, a_detour(plain_sum, plain_means)), x, weight)
+    all_close(found, wanted, 1e-5)
+
+
+def a_detour(linear_sum, two_means):  # type: ignore[no-untyped-def]
+    """Channels first, pixels joined, channels last: pixels are an axis of rows then."""
+
+    def compute(x, weight):  # type: ignore[no-untyped-def]
+        pixels = x.transpose(0, 3, 1, 2).reshape(4, 16, 2000).transpose(0, 2, 1)
+        return linear_sum([((pixels,), weight)], []), two_means(pixels, 0)
+
+    return compute
+
+
 def test_means_of_more_axes_than_kernels_have_room_for() -> None:
     x = draw(np.random.default_rng(0), *[2] * 8, 5, 6, 8)
     moved = x.swapaxes(0, 1)

@@ -111,6 +111,8 @@ def as_it_lay(value: Any, kind: Any) -> tuple[Any, ShapedArray, Order, Order]:
     found = value, kind, rows, channels
     while (before := _before(value, kind)) is not None:
         value, kind, axes = before
+        if any(len(axes[axis]) > 1 for axis in rows):
+            break  # what was joined became an axis of rows
         rows = tuple(place for axis in rows for place in axes[axis])
         channels = tuple(place for axis in channels for place in axes[axis])
         if channels[-1] == len(kind.shape) - 1:

@@ -190,7 +190,7 @@ def _fill(
 
 def _joined(x: Tensor, rows: int) -> Tensor:
     """With one axis of channels after those of rows. If there is one, no op: batches know few."""
-    return x if x.dim() == rows + 1 else x.reshape(*x.shape[:rows], -1)
+    return x if x.dim() == rows + 1 else x.reshape(*x.shape[:rows], x.shape[rows:].numel())
 
 
 def _apart(x: Tensor, shape: torch.Size) -> Tensor:
