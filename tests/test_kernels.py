@@ -625,6 +625,26 @@ def test_checkpoints_and_many_gradients_at_once(name: str) -> None:
     assert (kept - each[0]).abs().max() <= scale
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("name", SPECS)
+def test_gradients_of_dual_numbers(name: str, again: bool) -> None:
+    """Of a graph that was made before: their tangents are the gradients of the tangents."""
+    layer, inputs = a_layer(name)
+    leaves = [*({key: value.requires_grad_() for key, value in inputs.items()}.values())]
+    leaves += layer.parameters()
+    y = [*layer(inputs).values()]
+    grads, tangents = ([torch.randn_like(value) for value in y] for _ in range(2))
+    wanted = torch.autograd.grad(y, leaves, tangents, retain_graph=True)
+    dual = torch.autograd.forward_ad
+    with dual.dual_level():
+        given = [dual.make_dual(*pair) for pair in zip(grads, tangents, strict=True)]
+        found = torch.autograd.grad(y, leaves, given, retain_graph=True, create_graph=again)
+        for one, exact in zip(found, wanted, strict=True):
+            tangent = dual.unpack_dual(one).tangent
+            assert (tangent - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
 def test_what_is_held_for_a_sum_holds_nothing_else() -> None:
     """Neither inputs that learn nothing, nor arrays that nothing asks for."""
     layer, inputs = a_layer("mlp")

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, wraps
 from itertools import product
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from symcompile_kernels.build import library
 
@@ -616,6 +618,28 @@ _OPERATORS: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
 """By signature: what computes it, the shape of the result, its gradient, what that one needs."""
 
 
+def _with_tangents(back: Callable[..., Any]) -> Callable[..., Any]:
+    """A gradient of dual numbers too. It is linear, and operators would lose their tangents."""
+
+    @wraps(back)
+    def both(ctx: Any, *grads: Tensor | None) -> Any:
+        if forward_ad._current_level < 0:
+            return back(ctx, *grads)
+        unpack: Any = forward_ad.unpack_dual
+        pairs = [(None, None) if grad is None else unpack(grad) for grad in grads]
+        values, tangents = zip(*pairs, strict=True)
+        if all(tangent is None for tangent in tangents):
+            return back(ctx, *grads)
+        filled = [
+            torch.zeros_like(value) if tangent is None and value is not None else tangent
+            for value, tangent in pairs
+        ]
+        made = back(ctx, *values), back(ctx, *filled)
+        return optree.tree_map(forward_ad.make_dual, *made)  # none for what needs none
+
+    return both
+
+
 def _register() -> None:
     for schema, (compute, shape, *gradient) in _OPERATORS:
         name, _, rest = schema.partition("(")
@@ -625,7 +649,7 @@ def _register() -> None:
         torch.library.register_fake(name, shape)
         if gradient:
             back, keep = gradient
-            torch.library.register_autograd(name, back, setup_context=keep)
+            torch.library.register_autograd(name, _with_tangents(back), setup_context=keep)
 
 
 if AVAILABLE:

@@ -34,7 +34,7 @@ _FREED = 0.1
 """Seconds after which buffers that nobody holds are freed: some frameworks do it in a thread."""
 
 
-def peak_of(call: Callable[[], Any], repeats: int = 2) -> int | None:
+def peak_of(call: Callable[[], Any], repeats: int = 6) -> int | None:
     """Most bytes by which the resident set exceeds what it was before a call, its result alive.
 
     The least of several calls, since other threads of the process may take memory meanwhile; a
