@@ -194,12 +194,13 @@ static void gather(const float *x, i64 step, i64 rows, const i64 *line, i64 line
               depth - k);
 }
 
-/* Rows `from` to `to` of the last axis; `outer` counts the places along the axes before it. `side`
-   has room for rows of all that lies in several lines. */
-static void sum_rows(const Sum &s, i64 outer, i64 from, i64 to, float *side = nullptr) {
+/* Rows `from` to `to` of the last axis; `outer` counts the places along the axes before it. If some
+   are `apart`, in several lines, `side` has room for rows of all that are. */
+template <bool apart>
+static void sum_rows(const Sum &s, i64 outer, i64 from, i64 to, float *side) {
   const i64 last = s.axes - 1;
-  const float *x[MOST];
   Place p;
+  const float *there[MOST], **const x = apart ? there : p.x;
   p.y = s.y + (outer * s.shape[last] + from) * s.width;
   for (int i = 0; i < s.products; i++) {
     x[i] = s.x[i] + from * s.x_step[i][last];
@@ -221,13 +222,13 @@ static void sum_rows(const Sum &s, i64 outer, i64 from, i64 to, float *side = nu
     if (rows == most) tiles = tall ? TILES<TALL> : TILES<WIDE>;
     float *beside = side;
     for (int i = 0; i < s.products; i++) {
-      const i64 step = s.x_step[i][last], lines = s.lines[i], depth = s.depth[i] / lines;
+      const i64 step = s.x_step[i][last], lines = apart ? s.lines[i] : 1;
+      const i64 depth = apart ? s.depth[i] / lines : s.depth[i];
       for (i64 l = 0; l < lines; l++)
-        fetch(x[i] + s.line[i][l] + AHEAD * rows * step, step, rows, depth);
+        fetch(x[i] + (apart ? s.line[i][l] : 0) + AHEAD * rows * step, step, rows, depth);
       p.x[i] = x[i];
-      x[i] += rows * step;
       if (lines == 1) continue;
-      gather(p.x[i], step, rows, s.line[i], lines, depth, beside);
+      gather(x[i], step, rows, s.line[i], lines, depth, beside);
       p.x[i] = beside;
       beside += rows * s.depth[i];
     }
@@ -237,6 +238,7 @@ static void sum_rows(const Sum &s, i64 outer, i64 from, i64 to, float *side = nu
     }
     from += rows;
     p.y += rows * s.width;
+    for (int i = 0; i < s.products; i++) x[i] += rows * s.x_step[i][last];
     for (int i = 0; i < s.terms; i++) p.term[i] += rows * s.term_step[i][last];
   }
   if (s.streams) fence();
@@ -299,7 +301,8 @@ static int sum(const Pool &pool, i64 axes, const i64 *shape, i64 width, i64 prod
   if (enough)
     pool.run(outer * parts, [&](i64 item, i64 thread) {
       const i64 from = item % parts * PART;
-      sum_rows(s, item / parts, from, least(from + PART, length), side + thread * room);
+      const auto rows = beside ? sum_rows<true> : sum_rows<false>;
+      rows(s, item / parts, from, least(from + PART, length), side + thread * room);
     });
   free(packed), free(side);
   return !enough;
@@ -557,7 +560,7 @@ static int back(const Pool &pool, const float *g, const float *x, i64 batch, i64
       Sum here = s;
       here.x[0] = g + row * size, here.y = to_x + row * line * depth;
       if (first) here.term[0] = first + b * line * depth, here.term[1] = second + row * inner * depth;
-      sum_rows(here, place / last, place % last, place % last + run);
+      sum_rows<false>(here, place / last, place % last, place % last + run, nullptr);
     }
   };
   if (enough) {

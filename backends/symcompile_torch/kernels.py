@@ -85,7 +85,7 @@ def _steps(tensors: Sequence[Tensor], axes: int) -> list[int]:
 
 def _lines(x: Tensor, axes: int) -> list[int]:
     """Where the channels of a row begin: all axes after `axes`, of which the last is a line."""
-    if _lie_side_by_side(x, axes) or x.numel() == 0:
+    if x.dim() == axes + 1 or x.numel() == 0 or _lie_side_by_side(x, axes):
         return [0]
     steps = x.stride()[axes:-1]
     places = product(*map(range, x.shape[axes:-1]))
@@ -117,6 +117,10 @@ def _channels_last(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
+def _rows_in_order(x: Tensor, order: Sequence[int]) -> Tensor:
+    return x.permute(*order, *range(len(order), x.dim()))
+
+
 def _orders(axes: int, orders: Sequence[int]) -> list[list[int]]:
     return [list(orders[start : start + axes]) for start in range(0, len(orders), axes)]
 
@@ -142,7 +146,7 @@ def _linear_sum(
     """
     axes = len(orders) // len(sources)
     views = [
-        _channels_last(x[source].permute(*order, *range(axes, x[source].dim())))
+        _channels_last(_rows_in_order(x[source], order))
         for source, order in zip(sources, _orders(axes, orders), strict=True)
     ]
     y = x[0].new_empty((*views[0].shape[:axes], weights[0].shape[1]))
@@ -306,34 +310,41 @@ def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
     if x.numel() == 0 or _too_few(before, most):
         how = torch.mean if mean else torch.sum
         return how(x, axis).contiguous(), how(x, axis + 1).contiguous()
-    shapes = [(*x.shape[:k], *x.shape[k + 1 :]) for k in (axis, axis + 1)]
-    # What follows both axes must lie side by side: of that, what does not is one more axis before.
-    last = x.dim()
-    while last > axis + 2 and _lie_side_by_side(x, last - 1):
-        last -= 1
-    if last > _MOST or axis + 2 < last == x.dim():
-        x, last = x.contiguous(), axis + 2
-    if last > _MOST:
-        x, axis, last = x.view(before, rows, count, -1), 1, 3
-    view = x.permute(*range(axis), *range(axis + 2, last), axis, axis + 1, *range(last, x.dim()))
-    first, second = _sums_shape(view, last - 2, mean)
-    width = x.shape[last:].numel()
+    lies = _lie_side_by_side(x, axis + 2)
+    last = axis + 2 if lies else _first_in_line(x)
+    if axis + 2 < last <= _MOST and last < x.dim():
+        # What follows both axes has to lie side by side: of that, what does not is moved before.
+        moved = x.permute(
+            *range(axis), *range(axis + 2, last), axis, axis + 1, *range(last, x.dim())
+        )
+        one, other = (part.movedim(last - 2, axis) for part in _sums(moved, last - 2, mean))
+        return one.contiguous(), other.contiguous()
+    first, second = _sums_shape(x, axis, mean)
+    width = x.shape[axis + 2 :].numel()
+    if axis + 2 > _MOST or not lies:
+        x, axis = x.contiguous().view(before, rows, count, width), 1
     _call(
         "symcompile_sums",
         width,
-        last,
-        view.shape[:last],
-        view,
-        view.stride()[:last],
+        axis + 2,
+        x.shape[: axis + 2],
+        x,
+        x.stride()[: axis + 2],
         width,
         first,
         1 / rows if mean else 1.0,
         second,
         1 / count if mean else 1.0,
     )
-    made = (part.movedim(last - 2, axis).contiguous() for part in (first, second))
-    first, second = (part.view(shape) for part, shape in zip(made, shapes, strict=True))
     return first, second
+
+
+def _first_in_line(x: Tensor) -> int:
+    """The first axis from which on all entries lie side by side; past the last if none do."""
+    axis = x.dim()
+    while axis > 1 and _lie_side_by_side(x, axis - 1):
+        axis -= 1
+    return axis
 
 
 def _sums_shape(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
