@@ -291,6 +291,7 @@ class _Jax:
         return f"{value} @ {weight}"
 
     takes_parts = True
+    moves_together = True
     joins_late = False  # kernels look through what XLA would join
 
     def join(self, value: str, channels: int) -> str:

@@ -186,6 +186,7 @@ class _Torch:
         return f"_product({value}, {weight})" if large else f"{value} @ {weight}"
 
     takes_parts = True
+    moves_together = False  # only views are made
     joins_late = True
 
     def join(self, value: str, channels: int) -> str:

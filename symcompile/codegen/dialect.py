@@ -99,6 +99,11 @@ class Dialect(Protocol):
         """True if `linear_sum` wants what is multiplied in parts, not put together before."""
 
     @property
+    def moves_together(self) -> bool:
+        """True if fixed axes beside each other should be moved as one, and so the others: arrays
+        are copied then anyway, and what is moved axis by axis is copied twice."""
+
+    @property
     def joins_late(self) -> bool:
         """True if `two_means` and `linear_sum` take channels of several axes, which may lie apart:
         an array that has them so is as large as what it is multiplied into."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Collection, Sequence
+from itertools import groupby
 
 from symcompile.codegen.compiled import Compiled
 from symcompile.codegen.dialect import Dialect
@@ -124,11 +125,15 @@ class Layout:
         return f"({', '.join(['*batch', *sizes, str(tensor.channels)])})"
 
     def _fold(self, name: str, tensor: Tensor) -> list[str]:
-        stored, folded = _fixed_places(tensor)
+        stored, folded = _fixed_places(tensor.atoms)
         composite = len(tensor.atoms) != len(tensor.axes)
+        runs = self._runs(tensor, together=False)
         steps = []
-        if composite and (stored != folded or not tensor.fixed):
-            steps.append(f"{name}.reshape({self._split(tensor, tensor.atoms)})")
+        if runs:
+            stored, folded = _fixed_places([run[0] for run in runs])
+            steps.append(f"{name}.reshape({self._split(tensor, runs)})")
+        elif composite and (stored != folded or not tensor.fixed):
+            steps.append(f"{name}.reshape({self._split(tensor, _apart(tensor.atoms))})")
         if stored != folded:
             steps.append(self._dialect.move_axes(name, stored, folded))
         if tensor.fixed:
@@ -136,20 +141,37 @@ class Layout:
         return [f"{name} = {step}" for step in steps]
 
     def _unfold(self, name: str, text: str, tensor: Tensor) -> list[str]:
-        stored, folded = _fixed_places(tensor)
+        stored, folded = _fixed_places(tensor.atoms)
         composite = len(tensor.atoms) != len(tensor.axes)
+        runs = self._runs(tensor, together=True)
         steps = []
         if stored != folded:
-            atoms = sorted(tensor.atoms, key=lambda atom: isinstance(atom, Fixed))
-            steps.append(f"{text}.reshape({self._split(tensor, atoms)})")
+            parts = sorted(runs or _apart(tensor.atoms), key=lambda run: isinstance(run[0], Fixed))
+            if runs:
+                stored, folded = _fixed_places([run[0] for run in runs])
+            steps.append(f"{text}.reshape({self._split(tensor, parts)})")
             steps.append(self._dialect.move_axes(name, folded, stored))
-        if composite or (tensor.fixed and stored == folded):
+        if runs or composite or (tensor.fixed and not steps):
             steps.append(f"{name if steps else text}.reshape({self._stored(tensor)})")
         return [f"{name} = {step}" for step in steps]
 
-    def _split(self, tensor: Tensor, atoms: Sequence[Atom]) -> str:
-        """The shape with an axis for every part of a composite axis."""
-        sizes = [self._product((atom,)) for atom in atoms]
+    def _runs(self, tensor: Tensor, *, together: bool) -> list[Sequence[Atom]]:
+        """Atoms that move as one: fixed ones beside each other, and `together` others too.
+
+        None where all move alone, or the dialect has no use for it.
+        """
+        stored, folded = _fixed_places(tensor.atoms)
+        if stored == folded or not self._dialect.moves_together:
+            return []
+        runs: list[Sequence[Atom]] = []
+        for fixed, run in groupby(tensor.atoms, lambda atom: isinstance(atom, Fixed)):
+            atoms = tuple(run)
+            runs += [atoms] if fixed or together else _apart(atoms)
+        return runs if len(runs) < len(tensor.atoms) else []
+
+    def _split(self, tensor: Tensor, runs: Sequence[Sequence[Atom]]) -> str:
+        """The shape with an axis for every run of atoms, the parts of composite axes."""
+        sizes = [self._product(run) for run in runs]
         return f"({', '.join(['*batch', *sizes, str(tensor.channels)])})"
 
 
@@ -216,12 +238,17 @@ def _short_names(tensors: Sequence[Tensor]) -> list[str]:
 
 def _channels_apart(tensor: Tensor) -> int:
     """How many axes the channels of a tensor are before they are joined; 1 if that is no copy."""
-    stored, folded = _fixed_places(tensor)
+    stored, folded = _fixed_places(tensor.atoms)
     return 1 if stored == folded else 1 + len(stored)
 
 
-def _fixed_places(tensor: Tensor) -> tuple[list[int], list[int]]:
+def _apart(atoms: Sequence[Atom]) -> list[Sequence[Atom]]:
+    """Every atom alone."""
+    return [(atom,) for atom in atoms]
+
+
+def _fixed_places(atoms: Sequence[Atom]) -> tuple[list[int], list[int]]:
     """Where the fixed axes are stored, and where they stand once next to the channels."""
-    order = len(tensor.atoms)
-    stored = [k - order - 1 for k, atom in enumerate(tensor.atoms) if isinstance(atom, Fixed)]
+    order = len(atoms)
+    stored = [k - order - 1 for k, atom in enumerate(atoms) if isinstance(atom, Fixed)]
     return stored, list(range(-1 - len(stored), -1))
