@@ -314,9 +314,9 @@ def test_basis_size_is_additive_over_pairs_of_tensors():
 
 
 def test_a_basis_of_astronomical_size_is_counted_at_once():
-    start = time.perf_counter()
+    start = time.process_time()
     count = basis_size([(0,) * 40], [(0,) * 40])
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
     assert count == bell(80)
 
 

@@ -202,9 +202,9 @@ def test_sizes_that_are_not_bound_are_assumed_and_said_to_be():
 
 
 def test_planning_needs_shapes_only_however_large():
-    start = time.perf_counter()
+    start = time.process_time()
     info = sc.plan({"w": (0, 1)}, sizes={0: 10**9, 1: 10**9})
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
     assert info.planned.flops > 10**18
 
 

@@ -243,12 +243,12 @@ def test_the_schema_depends_on_no_plan():
 
 def test_same_tensor_on_a_transformer_compiles_fast():
     network = transformer(3)
-    start = time.perf_counter()
+    start = time.process_time()
     plan = sc.plan(
         network.spec, shapes=network.shapes, terms=terms.same_tensor,
         in_channels=64, out_channels=64,
     )  # fmt: skip
-    assert time.perf_counter() - start < 3  # a fifth of a second alone
+    assert time.process_time() - start < 3  # a fifth of a second alone
     assert (plan.diagrams, plan.weights) == (270, 888_192)
 
 

@@ -278,9 +278,9 @@ def test_rows_and_columns_grow_with_the_number_of_tensors_and_not_with_its_squar
 
 
 def test_a_basis_of_millions_needs_no_walk_over_pairs():
-    start = time.perf_counter()
+    start = time.process_time()
     schema = schema_of([("a", "b")] * 1000)
-    elapsed = time.perf_counter() - start
+    elapsed = time.process_time() - start
     assert basis_size([("a", "b")] * 1000, [("a", "b")] * 1000) == 4_000_000
     assert sum(len(weight.rows) for weight in schema.weights) == 4000
     assert elapsed < 1.0
@@ -288,9 +288,9 @@ def test_a_basis_of_millions_needs_no_walk_over_pairs():
 
 def test_basis_elements_are_made_one_at_a_time():
     schema = schema_of([("a", "b")] * 1000)
-    start = time.perf_counter()
+    start = time.process_time()
     next(iter(basis_elements(schema)))
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
 
 
 # -- scales -----------------------------------------------------------------------------------
