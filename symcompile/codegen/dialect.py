@@ -106,7 +106,7 @@ class Dialect(Protocol):
     @property
     def joins_late(self) -> bool:
         """True if `two_means` and `linear_sum` take channels of several axes, which may lie apart:
-        an array that has them so is as large as what it is multiplied into."""
+        to join them would be a copy."""
 
     def join(self, value: str, channels: int) -> str:
         """With its last axes, so many, as one."""
