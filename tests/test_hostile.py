@@ -137,6 +137,8 @@ FUNCTIONS = {
             "_transformed",
             "_in_transform",
             *["_differs", "forward"],
+            *["_mixed", "_is_wide", "mixed", "_add", "unflatten", "Size"],
+            *["get_capabilities", "is_available", "str"],
             *["_linear_sum", "_fits", "_in_one_go", "_joined", "_add_product", "linear_sum"],
             *["_two_means_held", "sums_held", "_reads_once"],
             *["_two_means", "sums", "_fill_vectors", "_has_kernels", "max", "list"],
@@ -168,6 +170,7 @@ FUNCTIONS = {
         *["moveaxis", "diagonal", "broadcast_to", "reshape", "where", "arange", "ones", "draw"],
         *["_init", "_scaled", "_orthogonal", "jit", "qr", "sign", "conj"],
         *["_linear_sum", "_joined", "fits", "linear_sum", "transpose", "get"],
+        *["_mixed", "mixed", "getattr"],
         *["_two_means", "two_means_fit", "two_means", "_two_means_held", "two_means_held"],
     },
 }

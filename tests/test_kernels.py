@@ -165,14 +165,14 @@ def read_from(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     import symcompile_torch.kernels as kernels
 
     places: list[int] = []
-    call = kernels._call
+    call = kernels.call
 
     def noted(name, *args):  # type: ignore[no-untyped-def]
         if name == "symcompile_sums":
             places.append(next(arg for arg in args if isinstance(arg, Tensor)).data_ptr())
         call(name, *args)
 
-    monkeypatch.setattr(kernels, "_call", noted)
+    monkeypatch.setattr(kernels, "call", noted)
     return places
 
 
@@ -520,9 +520,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     import symcompile_torch.kernels as kernels
 
     called: list[str] = []
-    call = kernels._call
+    call = kernels.call
     monkeypatch.setattr(
-        kernels, "_call", lambda name, *args: (called.append(name), call(name, *args))
+        kernels, "call", lambda name, *args: (called.append(name), call(name, *args))
     )
     return called
 
@@ -559,7 +559,7 @@ def test_fixed_axes_are_joined_by_nobody(monkeypatch) -> None:  # type: ignore[n
 
     layer, inputs = a_layer("taps")
     places: dict[str, set[int]] = {}
-    call = kernels._call
+    call = kernels.call
 
     def noted(name, *args):  # type: ignore[no-untyped-def]
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
@@ -568,7 +568,7 @@ def test_fixed_axes_are_joined_by_nobody(monkeypatch) -> None:  # type: ignore[n
         places.setdefault(name, set()).update(read)
         call(name, *args)
 
-    monkeypatch.setattr(kernels, "_call", noted)
+    monkeypatch.setattr(kernels, "call", noted)
     with torch.no_grad():
         y = layer(inputs)
     leaves = {inputs[key].data_ptr() for key in ("k0", "k1")}
@@ -779,6 +779,6 @@ def test_libraries_of_other_sources_go(tmp_path, monkeypatch) -> None:  # type: 
 
 
 def kinds() -> list[str]:
-    from symcompile_torch.kernels import _kinds
+    from symcompile_torch import native
 
-    return [*building.X86] if _kinds() != ("DEFAULT",) else ["DEFAULT"]
+    return [*building.X86] if native.kinds() != ("DEFAULT",) else ["DEFAULT"]

@@ -41,6 +41,21 @@ def owners(program):
     return ownership(program, types_of(program), lazy_axes(program))
 
 
+def test_mixes_of_many_channels_that_are_sliced_are_in_parts():
+    """Their inputs are joined to the channels by them; one that something else reads is not."""
+    fixed, few = {"k": (sc.Fixed(40), "a"), "b": ("a",)}, {"k": (sc.Fixed(4), "a"), "b": ("a",)}
+    for spec, expected, apart in (
+        (fixed, {"mix_a", "mix_scalar"}, {"k", "b"}),
+        (few, set(), set()),
+    ):
+        program = sc.compile(
+            spec, in_channels=16, out_channels=16, optimize="auto"
+        ).compiled.program
+        found = owners(program)
+        assert {program.ops[k].weight for k in found.parted} == expected
+        assert {program.inputs[program.ops[k].tensor].path[-1] for k in found.apart} == apart
+
+
 @pytest.mark.parametrize(
     ("spec", "apart"),
     [

@@ -548,8 +548,9 @@ LARGE = {"w": ("a", "b")}
 
 
 def without_kernels(layer: Any) -> None:
-    """What its file does by itself: `test_kernels.py` has the kernels."""
-    sys.modules[type(layer).__module__]._KERNELS = False  # type: ignore[attr-defined]
+    """What its file does by itself, by oneDNN: `test_kernels.py` has the kernels."""
+    module: Any = sys.modules[type(layer).__module__]
+    module._KERNELS = module._BLAS = False
 
 
 def large(dtype: Any = torch.float32, batch: int = 4, **options: Any) -> tuple[Any, Any]:
@@ -596,6 +597,7 @@ def test_onednn_gets_no_part_of_a_matrix() -> None:
     # One map at a time: every one reads some rows and columns of a weight.
     options: dict[str, Any] = {"in_channels": 32, "out_channels": 32, "optimize": False}
     layer = sc.compile({"v": ("a", "b"), "w": ("a", "b")}, **options)
+    without_kernels(layer)
     x = {name: torch.randn(2, 64, 64, 32, requires_grad=True) for name in ("v", "w")}
     with Watch():
         sum(leaf.sum() for leaf in layer(x).values()).backward()
@@ -613,12 +615,23 @@ def test_large_products_do_without_onednn() -> None:
         assert by_onednn(lambda: layer(x), "convolution") == 1
 
 
+def test_where_blas_is_tuned_for_the_processor_it_multiplies() -> None:
+    layer, x = large()
+    expected = layer(x)["w"]
+    module = sys.modules[type(layer).__module__]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BLAS", True)
+        assert by_onednn(lambda: close(layer(x)["w"], expected, rtol=1e-5, atol=1e-5)) == 0
+        assert by_onednn(lambda: layer(x), "convolution") == 0
+
+
 WIDE = {"w": ("a", sc.Fixed(40))}
 """Of more channels than rows: gradients of weights take another way."""
 
 
 def test_a_wide_product_without_index_axes_is_by_onednn() -> None:
     layer = sc.compile(WIDE, in_channels=16, out_channels=16)
+    without_kernels(layer)
     x = torch.randn(16, 3, 40, 16)
     assert by_onednn(lambda: layer({"w": x})) == 2
 
@@ -629,6 +642,7 @@ def test_large_products_have_the_values_and_gradients_of_small_ones(bound: bool,
     layer, x = large()
     if spec is WIDE:
         layer = sc.compile(WIDE, in_channels=16, out_channels=16, dtype="float32")
+        without_kernels(layer)
         x = {"w": torch.randn(2, 64, 40, 16, requires_grad=True)}
     elif bound:
         layer = large(sizes={"a": 64, "b": 64})[0]
@@ -672,6 +686,7 @@ def test_large_products_under_transforms() -> None:
 def test_a_wide_product_is_an_operator_that_torch_compile_leaves_alone() -> None:
     """Inductor would multiply by BLAS or a convolution, half as fast."""
     layer = sc.compile(WIDE, in_channels=16, out_channels=16)
+    without_kernels(layer)
     x = torch.randn(16, 3, 40, 16, requires_grad=True)
     seen = []
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from symcompile.codegen import Compiled, Embedding, Product, write_parts
+from symcompile.codegen import Compiled, Embedding, Piece, Product, write_parts
 from symcompile.codegen.layout import wrapped
 from symcompile.codegen.template import (
     block,
@@ -157,9 +157,24 @@ def _linear_sum(*products, terms=(), held=None):
     return total
 
 
+'''
+
+_MIXED = '''
+
+def _mixed(parts, weight, widths):
+    """Parts, side by side, times a weight, in parts: with kernels, read where they lie."""
+    fits = getattr(_KERNELS, "mixed_fit", None)
+    if fits is not None and fits(parts, weight):
+        return _KERNELS.mixed(parts, weight, widths)
+    ends = [sum(widths[: k + 1]) for k in range(len(widths) - 1)]
+    return jnp.split(_joined(parts) @ weight, ends, axis=-1)
+'''
+
+_JOINED = """
+
 def _joined(parts):
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-'''
+"""
 
 _TWO_MEANS = '''
 
@@ -238,16 +253,17 @@ def emit(compiled: Compiled) -> str:
         weights.append(f"{filled.name} = _filled{wrapped(blocks, width=40)}")
     if parts.reduces:
         weights.append("wide = jnp.promote_types(dtype, jnp.float32)  # reductions")
-    sums, held, pairs = (
+    sums, held, pairs, mixed = (
         any(f"{helper}(" in line for line in parts.compute)
-        for helper in ("_linear_sum", "_two_means_held", "_two_means")
+        for helper in ("_linear_sum", "_two_means_held", "_two_means", "_mixed")
     )
     pairs = pairs or held
+    helped = sums or pairs or mixed
     listing = "".join(f"    {name!r}: {shape!r},\n" for name, shape in shapes)
     source = _TEMPLATE.format(
         header=header(compiled, "JAX"),
-        imports="import sys\n\n" if sums or pairs else "",
-        kernels=_KERNELS if sums or pairs else "",
+        imports="import sys\n\n" if helped else "",
+        kernels=_KERNELS if helped else "",
         tensors=tensors_table(parts.tensors),
         shapes=f"{{\n{listing}}}",
         scales=scales_table(compiled),
@@ -261,7 +277,8 @@ def emit(compiled: Compiled) -> str:
             "array", "an array", 'hasattr({}, "shape") and hasattr({}, "dtype")', "jnp.asarray({})"
         ),
     )
-    source += (_LINEAR_SUM if sums else "") + (_TWO_MEANS if pairs else "")
+    source += (_LINEAR_SUM if sums else "") + (_MIXED if mixed else "")
+    source += (_JOINED if sums or mixed else "") + (_TWO_MEANS if pairs else "")
     source += _TWO_MEANS_HELD if held else ""
     source += _ON_DIAGONAL if "_equal(" in source else ""
     return source + (_FILLED if compiled.program.filled else "")
@@ -289,6 +306,24 @@ class _Jax:
 
     def product(self, value: str, weight: str, *, large: bool) -> str:
         return f"{value} @ {weight}"
+
+    def mixed(
+        self,
+        parts: Sequence[str],
+        weight: str,
+        channels: Sequence[int],
+        pieces: Sequence[Piece],
+    ) -> str:
+        widths = wrapped([str(piece.width) for piece in pieces])
+        return f"_mixed({wrapped(parts, width=40)}, {weight}, {widths})"
+
+    stores = False  # XLA adds and moves axes in one pass
+
+    def unflatten(self, value: str, sizes: Sequence[int]) -> str:
+        return f"{value}.reshape(*{value}.shape[:-1], {', '.join(map(str, sizes))})"
+
+    def add(self, value: str, terms: Sequence[str]) -> str:
+        return " + ".join([value, *terms])
 
     takes_parts = True
     moves_together = True

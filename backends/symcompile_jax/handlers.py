@@ -24,15 +24,22 @@ from symcompile_kernels.build import X86, library, runs_here
 __all__ = [
     "AVAILABLE",
     "MOST",
+    "WIDE",
     "all_gradients",
+    "are_plain",
     "gradients_from",
     "outer_product",
+    "product_back",
+    "product_of_parts",
     "sum_of_products",
     "two_sums",
 ]
 
 MOST = 8
 """Products, terms and axes of a sum that `kernels.hpp` has room for."""
+
+_NAMES = ("linear_sum", "sums", "outer", "back", "back_from", "mixed", "mixed_back")
+"""The handlers of `xla.cpp`."""
 
 
 @cache
@@ -47,7 +54,7 @@ def _register(kind: str) -> bool:
         return False
     try:
         made = ctypes.CDLL(str(library(kind, host="xla")))
-        for name in ("linear_sum", "sums", "outer", "back", "back_from"):
+        for name in _NAMES:
             handler = jax.ffi.pycapsule(  # type: ignore[no-untyped-call]
                 getattr(made, f"symcompile_{name}")
             )
@@ -63,11 +70,26 @@ _FOUND = [kind for kind in (*X86, "DEFAULT") if _register(kind)]
 AVAILABLE = bool(_FOUND)
 """Whether the kernels are there."""
 
+WIDE = bool({*_FOUND} & {*X86})
+"""Whether products of many channels are as quick as XLA's own: not by the narrowest vectors."""
 
-def _call(name: str, width: int, results: Any, *args: Array, **numbers: Any) -> Any:
+
+def are_plain(*values: Array) -> bool:
+    """Arrays of float32 for a CPU, of known sizes, whose types name no mesh of devices."""
+    kinds = [jax.typeof(value) for value in values]
+    return (
+        AVAILABLE
+        and jax.default_backend() == "cpu"
+        and all(kind.dtype == jnp.float32 and kind.sharding.mesh.empty for kind in kinds)
+        and all(isinstance(size, int) for kind in kinds for size in kind.shape)
+    )
+
+
+def _call(name: str, width: float, results: Any, *args: Array, **numbers: Any) -> Any:
     """Call a handler of `xla.cpp`, by the narrowest vectors that hold `width` channels.
 
     Args:
+        width: inf for the widest vectors.
         results: the shape of the result, or a list of shapes.
     """
     kind = _FOUND[-1 if width <= 8 else 0]
@@ -230,3 +252,82 @@ def gradients_from(
         shape=(prod(before), rows, count, prod(after[:-1])),
     )
     return made
+
+
+def product_of_parts(
+    parts: Sequence[Array],
+    weight: Array,
+    *,
+    widths: Sequence[int],
+    transposed: bool,
+    orders: Sequence[Sequence[int]],
+    channels: Sequence[Sequence[int]],
+) -> list[Array]:
+    """The product of a matrix in parts and a weight, or its transpose, in parts of `widths`.
+
+    orders[i] are the axes of rows of part i, channels[i] those that are its channels.
+    """
+    rows = [parts[0].shape[axis] for axis in orders[0]]
+    x = _side("x", parts, orders, channels)
+    shapes = [(*rows, width) for width in widths]
+    if not prod(rows) * sum(x["x_width"]):  # the kernel would write nothing
+        return [jnp.zeros(shape, jnp.float32) for shape in shapes]
+    y = [ShapedArray(shape, jnp.float32) for shape in shapes]
+    as_rows, as_channels = [[*range(len(rows))]] * len(y), [[len(rows)]] * len(y)
+    made: list[Array] = _call(
+        "mixed",
+        inf,
+        shapes,
+        *parts,
+        weight,
+        shape=rows or [1],
+        transposed=[int(transposed)],
+        **x,
+        **_side("y", y, as_rows, as_channels),
+    )
+    return made
+
+
+def product_back(
+    x: Sequence[Array],
+    g: Sequence[Array],
+    *,
+    orders: Sequence[Sequence[int]],
+    channels: Sequence[Sequence[int]],
+) -> Array:
+    """Over all rows, the sum of products of two matrices in parts: the gradient of a weight.
+
+    orders and channels are those of the parts of x and then of g, as for `product_of_parts`.
+    """
+    rows = [x[0].shape[axis] for axis in orders[0]]
+    count = len(x)
+    of_x = _side("x", x, orders[:count], channels[:count])
+    of_g = _side("g", g, orders[count:], channels[count:])
+    shape = sum(of_x["x_width"]), sum(of_g["g_width"])
+    if not prod(rows):  # the kernel would write nothing
+        return jnp.zeros(shape, jnp.float32)
+    made: Array = _call("mixed_back", inf, shape, *x, *g, shape=rows or [1], **of_x, **of_g)
+    return made
+
+
+def _side(
+    name: str,
+    parts: Sequence[Array | ShapedArray],
+    orders: Sequence[Sequence[int]],
+    channels: Sequence[Sequence[int]],
+) -> dict[str, list[int]]:
+    """Where the parts of a matrix lie, as attributes that begin with its name."""
+    shapes = [part.shape for part in parts]
+    steps = [
+        [_steps(shape)[axis] for axis in order] or [0]
+        for shape, order in zip(shapes, orders, strict=True)
+    ]
+    lines = [_lines(shape, axes) for shape, axes in zip(shapes, channels, strict=True)]
+    return {
+        f"{name}_step": [step for of_part in steps for step in of_part],
+        f"{name}_width": [
+            prod(shape[axis] for axis in axes) for shape, axes in zip(shapes, channels, strict=True)
+        ],
+        f"{name}_lines": [len(places) for places in lines],
+        f"{name}_line": [place for places in lines for place in places],
+    }

@@ -3,7 +3,7 @@
 In: arrays of float32, of many rows of few channels. Out: `linear_sum` and `two_means`, which every
 transform of JAX knows: jit, vmap, derivatives of any degree, remat, export, shardings. XLA takes
 an op, and a pass over memory, for every product, every term and every mean; and large arrays of
-few channels take as long as it takes to read and write them.
+few channels take as long as it takes to read and write them. (Of many channels: `products`.)
 
 The one thing to know: every primitive has two lowerings. Programs for one CPU device call the
 kernels; all others, exported ones too, get XLA's own ops. Generated modules use the primitives
@@ -28,6 +28,7 @@ from symcompile_jax.handlers import (
     AVAILABLE,
     MOST,
     all_gradients,
+    are_plain,
     gradients_from,
     outer_product,
     sum_of_products,
@@ -46,8 +47,18 @@ from symcompile_jax.primitives import (
     transposed,
     varies,
 )
+from symcompile_jax.products import mixed, mixed_fit
 
-__all__ = ["AVAILABLE", "fits", "linear_sum", "two_means", "two_means_fit", "two_means_held"]
+__all__ = [
+    "AVAILABLE",
+    "fits",
+    "linear_sum",
+    "mixed",
+    "mixed_fit",
+    "two_means",
+    "two_means_fit",
+    "two_means_held",
+]
 
 Product: TypeAlias = tuple[Array, Array, Order]
 """An array, its weight, and the axes of the array in the order of the sum's, without channels."""
@@ -71,7 +82,7 @@ def fits(products: Sequence[Written], terms: Sequence[Array]) -> bool:
     (x, *_), weight, *_ = products[0]
     values = [value for parts, weight, *_ in products for value in (*parts, weight)]
     return (
-        _are_plain(*values, *terms)
+        are_plain(*values, *terms)
         and prod(x.shape[:-1]) * weight.shape[1] >= _FEWEST
         and _have_room(sum(len(parts) for parts, *_ in products), len(terms), x.ndim - 1)
         and max(sum(w.shape[0] for _, w, *_ in products), 2 * weight.shape[1]) <= _DEEPEST
@@ -83,7 +94,7 @@ def two_means_fit(x: Array, axis: int) -> bool:
     """Whether a kernel is there and the quickest for the means over an axis and the next one."""
     axis %= x.ndim
     return (
-        _are_plain(x)
+        are_plain(x)
         and x.size >= _FEWEST
         # Threads take four rows at a time.
         and prod(x.shape[:axis]) * -(-x.shape[axis] // 4) >= 2 * _threads()
@@ -104,17 +115,6 @@ def _have_room(products: int, terms: int, axes: int) -> bool:
 def _fill_vectors(channels: int) -> bool:
     """Whether the vectors of a processor are well filled: if not, XLA is as fast or faster."""
     return channels % 8 == 0 or channels > 16
-
-
-def _are_plain(*values: Array) -> bool:
-    """Arrays of float32 for a CPU, of known sizes, whose types name no mesh of devices."""
-    kinds = [jax.typeof(value) for value in values]
-    return (
-        AVAILABLE
-        and jax.default_backend() == "cpu"
-        and all(kind.dtype == jnp.float32 and kind.sharding.mesh.empty for kind in kinds)
-        and all(isinstance(size, int) for kind in kinds for size in kind.shape)
-    )
 
 
 # -- sums of products -----------------------------------------------------------------------

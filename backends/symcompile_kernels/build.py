@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 __all__ = ["build", "library", "runs_here"]
 
 FOLDER = Path(__file__).parent
-HEADER = FOLDER / "kernels.hpp"
+HEADERS = FOLDER / "kernels.hpp", FOLDER / "products.hpp"
 FLAGS = ("-O3", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fPIC", "-shared")
 HOSTS = {"openmp": ("-fopenmp",), "xla": ("-pthread",)}
 """Sources and their own flags: for PyTorch, and for JAX, whose headers are in jaxlib."""
@@ -37,7 +37,8 @@ X86 = {
 def library(kind: str, folder: Path = FOLDER, host: str = "openmp") -> Path:
     """The library for a kind of processor; its name changes with all that it is made of."""
     source = FOLDER / f"{host}.cpp"
-    made_of = source.read_bytes() + HEADER.read_bytes() + repr((FLAGS, HOSTS[host], X86)).encode()
+    made_of = b"".join(path.read_bytes() for path in (source, *HEADERS))
+    made_of += repr((FLAGS, HOSTS[host], X86)).encode()
     if host == "xla":
         made_of += repr(_xla_version()).encode()
     return folder / f"{host}-{kind.lower()}-{sha256(made_of).hexdigest()[:12]}.so"

@@ -1,6 +1,7 @@
 /* The kernels on OpenMP's threads, as C functions: PyTorch calls them through ctypes. */
 
 #include "kernels.hpp"
+#include "products.hpp"
 #include <omp.h>
 
 struct OpenMP {
@@ -42,4 +43,23 @@ extern "C" int symcompile_back(const float *g, const float *x, i64 batch, i64 ro
                                i64 threads) {
   return back(OpenMP{threads}, g, x, batch, rows, count, inner, width, depth, transposed, first,
               second, to_x, to_weight, over_rows, over_count, streams);
+}
+
+extern "C" int symcompile_product(i64 axes, const i64 *shape, i64 parts, float *const *x,
+                                  const i64 *x_step, const i64 *x_width, const i64 *x_lines,
+                                  const i64 *x_line, const float *weight, i64 transposed,
+                                  i64 results, float *const *y, const i64 *y_step,
+                                  const i64 *y_width, const i64 *y_lines, const i64 *y_line,
+                                  i64 threads) {
+  return product(OpenMP{threads}, axes, shape, Parts{parts, x, x_step, x_width, x_lines, x_line},
+                 weight, transposed != 0, Parts{results, y, y_step, y_width, y_lines, y_line});
+}
+
+extern "C" int symcompile_product_back(i64 axes, const i64 *shape, i64 parts, float *const *x,
+                                       const i64 *x_step, const i64 *x_width, const i64 *x_lines,
+                                       const i64 *x_line, i64 others, float *const *g,
+                                       const i64 *g_step, const i64 *g_width, const i64 *g_lines,
+                                       const i64 *g_line, float *weight, i64 threads) {
+  return product_back(OpenMP{threads}, axes, shape, Parts{parts, x, x_step, x_width, x_lines, x_line},
+                      Parts{others, g, g_step, g_width, g_lines, g_line}, weight);
 }

@@ -2,6 +2,7 @@
    jax.ffi. Arrays are contiguous; how the axes of each are read is said by its steps. */
 
 #include "kernels.hpp"
+#include "products.hpp"
 #include "xla/ffi/api/ffi.h"
 #include <atomic>
 #include <memory>
@@ -166,3 +167,83 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(symcompile_back, all_back,
                                   .Ret<Floats>()
                                   .Ret<Floats>()
                                   .Attr<Numbers>("shape"));
+
+/* Arguments or results that are parts of one matrix. */
+struct Given {
+  std::vector<float *> at;
+
+  ffi::Error take(const ffi::RemainingArgs &args, size_t from, size_t to) {
+    for (size_t i = from; i < to; i++) {
+      const auto found = args.get<Floats>(i);
+      if (found.has_error()) return found.error();
+      at.push_back(found->typed_data());
+    }
+    return ffi::Error::Success();
+  }
+
+  Parts parts(Numbers step, Numbers width, Numbers lines, Numbers line) const {
+    return {(i64)at.size(), at.data(), step.begin(), width.begin(), lines.begin(), line.begin()};
+  }
+};
+
+/* Arguments: parts of what is multiplied, then the weight. */
+static ffi::Error mixed(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                        Numbers shape, Numbers x_step, Numbers x_width, Numbers x_lines,
+                        Numbers x_line, Numbers transposed, Numbers y_step, Numbers y_width,
+                        Numbers y_lines, Numbers y_line) {
+  Given x, weight, y;
+  if (auto error = x.take(args, 0, args.size() - 1); error.failure()) return error;
+  if (auto error = weight.take(args, args.size() - 1, args.size()); error.failure()) return error;
+  for (size_t i = 0; i < rets.size(); i++) {
+    auto found = rets.get<Floats>(i);
+    if (found.has_error()) return found.error();
+    y.at.push_back((*found)->typed_data());
+  }
+  return answer(product(Pool(threads), (i64)shape.size(), shape.begin(),
+                        x.parts(x_step, x_width, x_lines, x_line), weight.at[0],
+                        transposed[0] != 0, y.parts(y_step, y_width, y_lines, y_line)));
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(symcompile_mixed, mixed,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<Numbers>("shape")
+                                  .Attr<Numbers>("x_step")
+                                  .Attr<Numbers>("x_width")
+                                  .Attr<Numbers>("x_lines")
+                                  .Attr<Numbers>("x_line")
+                                  .Attr<Numbers>("transposed")
+                                  .Attr<Numbers>("y_step")
+                                  .Attr<Numbers>("y_width")
+                                  .Attr<Numbers>("y_lines")
+                                  .Attr<Numbers>("y_line"));
+
+/* Arguments: parts of what was multiplied, as many as there are widths, then parts of the gradient. */
+static ffi::Error mixed_back(ffi::ThreadPool threads, ffi::RemainingArgs args, Made weight,
+                             Numbers shape, Numbers x_step, Numbers x_width, Numbers x_lines,
+                             Numbers x_line, Numbers g_step, Numbers g_width, Numbers g_lines,
+                             Numbers g_line) {
+  Given x, g;
+  if (auto error = x.take(args, 0, x_width.size()); error.failure()) return error;
+  if (auto error = g.take(args, x_width.size(), args.size()); error.failure()) return error;
+  return answer(product_back(Pool(threads), (i64)shape.size(), shape.begin(),
+                             x.parts(x_step, x_width, x_lines, x_line),
+                             g.parts(g_step, g_width, g_lines, g_line), weight->typed_data()));
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(symcompile_mixed_back, mixed_back,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .Ret<Floats>()
+                                  .Attr<Numbers>("shape")
+                                  .Attr<Numbers>("x_step")
+                                  .Attr<Numbers>("x_width")
+                                  .Attr<Numbers>("x_lines")
+                                  .Attr<Numbers>("x_line")
+                                  .Attr<Numbers>("g_step")
+                                  .Attr<Numbers>("g_width")
+                                  .Attr<Numbers>("g_lines")
+                                  .Attr<Numbers>("g_line"));

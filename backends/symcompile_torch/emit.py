@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import astuple
 
-from symcompile.codegen import Batching, Compiled, Embedding, Product, write_parts
+from symcompile.codegen import Batching, Compiled, Embedding, Piece, Product, write_parts
 from symcompile.codegen.layout import wrapped
 from symcompile.codegen.stacks import poured_of, stacks_of
 from symcompile.codegen.template import (
@@ -23,6 +23,7 @@ from symcompile.codegen.template import (
 )
 from symcompile.ir import Filled
 from symcompile_torch.text import (
+    ADD,
     FILL,
     FILLED_PLACES,
     FLAT,
@@ -30,6 +31,7 @@ from symcompile_torch.text import (
     LAY_OUT,
     LINEAR_SUM,
     MEAN,
+    MIXED,
     ONE_GO,
     PRODUCT,
     TEMPLATE,
@@ -73,7 +75,8 @@ def emit(compiled: Compiled) -> str:
         default = f"        dtype = torch.{compiled.dtype} if dtype is None else dtype\n"
     called = set(re.findall(r"\b_\w+(?=\()", "\n".join(parts.compute)))
     sums, held = "_linear_sum" in called, "_two_means_held" in called
-    products = not called.isdisjoint({"_linear_sum", "_product"})
+    mixed = "_mixed" in called
+    products = mixed or not called.isdisjoint({"_linear_sum", "_product"})
     pairs = held or "_two_means" in called
     means = pairs or "_mean" in called
     return TEMPLATE.format(
@@ -95,7 +98,10 @@ def emit(compiled: Compiled) -> str:
         lay_out=_lay_out(bool(stacks), bool(poured)),
         laid_out="        self._lay_out()\n" if stacked else "",
         side_by_side=(FLAT if stacked else "") + (FILL if poured else ""),
-        products=(LINEAR_SUM if sums else "") + (ONE_GO + PRODUCT if products else ""),
+        products=(MIXED if mixed else "")
+        + (ADD if "_add" in called else "")
+        + (LINEAR_SUM if sums else "")
+        + (ONE_GO + PRODUCT if products else ""),
         means=(TWO_MEANS if pairs else "")
         + (TWO_MEANS_HELD if held else "")
         + (MEAN if means else ""),
@@ -156,6 +162,10 @@ FILLED = (
 {textwrap.indent(rows, "    ")})"""
 
 
+def _tuple(items: Sequence[str]) -> str:
+    return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+
+
 class _Batching:
     def split(self, value: str, count: int, width: int) -> str:
         return f"{value}.reshape(-1, {count}, {width}).transpose(0, 1)"
@@ -184,6 +194,24 @@ class _Torch:
 
     def product(self, value: str, weight: str, *, large: bool) -> str:
         return f"_product({value}, {weight})" if large else f"{value} @ {weight}"
+
+    def mixed(
+        self,
+        parts: Sequence[str],
+        weight: str,
+        channels: Sequence[int],
+        pieces: Sequence[Piece],
+    ) -> str:
+        into = [str((p.sizes, p.order) if p.sizes else p.width) for p in pieces]
+        return f"_mixed(\n    {_tuple(parts)}, {weight},\n    {tuple(channels)}, {_tuple(into)},\n)"
+
+    stores = True
+
+    def unflatten(self, value: str, sizes: Sequence[int]) -> str:
+        return f"{value}.unflatten(-1, {tuple(sizes)})"
+
+    def add(self, value: str, terms: Sequence[str]) -> str:
+        return f"_add({', '.join([value, *terms])})"
 
     takes_parts = True
     moves_together = False  # only views are made

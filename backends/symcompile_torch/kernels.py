@@ -12,18 +12,27 @@ kernels were compiled for this processor when symcompile was installed (`AVAILAB
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, wraps
-from itertools import product
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from symcompile_kernels.build import library
+from symcompile_torch.native import (
+    AVAILABLE,
+    Operator,
+    call,
+    channels_last,
+    check_dtype,
+    first_in_line,
+    is_batched,
+    kinds,
+    lie_side_by_side,
+    lines,
+    register,
+    steps,
+)
+from symcompile_torch.products import PRODUCTS
 
 __all__ = ["AVAILABLE"]
 
@@ -34,87 +43,9 @@ _STREAMED = 2**23
 """Bytes of a result from which it is written past the caches."""
 
 
-@cache
-def _load(kind: str) -> ctypes.CDLL | None:
-    try:
-        return ctypes.CDLL(str(library(kind)))
-    except OSError:
-        return None
-
-
-def _kinds() -> tuple[str, ...]:
-    """The kinds of libraries this processor can run, that of the widest vectors first."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    kinds = {"AVX512": ("AVX512", "AVX2"), "AVX2": ("AVX2",)}
-    return kinds.get(capability, ("DEFAULT",))
-
-
-_FOUND = [made for kind in _kinds() if (made := _load(kind)) is not None]
-
-AVAILABLE = bool(_FOUND)
-"""Whether the operators are there."""
-
-
-def _call(name: str, width: int, *args: Any) -> None:
-    """Call a function of `openmp.cpp`, by the narrowest vectors that hold `width` channels."""
-    found = getattr(_FOUND[-1 if width <= 8 else 0], name)
-    if found(*map(_plain, args), ctypes.c_int64(torch.get_num_threads())):
-        raise MemoryError(f"{name}: no memory for partial sums")
-
-
-def _plain(value: Any) -> Any:
-    """A tensor as its address (none as null), several as an array, numbers as the kernels want."""
-    match value:
-        case Tensor():
-            return ctypes.c_void_p(value.data_ptr())
-        case None:
-            return ctypes.c_void_p()
-        case float():
-            return ctypes.c_float(value)
-        case int():
-            return ctypes.c_int64(value)
-        case [Tensor(), *_]:
-            return (ctypes.c_void_p * len(value))(*[tensor.data_ptr() for tensor in value])
-        case _:
-            return (ctypes.c_int64 * max(len(value), 1))(*value)
-
-
-def _steps(tensors: Sequence[Tensor], axes: int) -> list[int]:
-    return [step for tensor in tensors for step in tensor.stride()[:axes]]
-
-
-def _lines(x: Tensor, axes: int) -> list[int]:
-    """Where the channels of a row begin: all axes after `axes`, of which the last is a line."""
-    if x.dim() == axes + 1 or x.numel() == 0 or _lie_side_by_side(x, axes):
-        return [0]
-    steps = x.stride()[axes:-1]
-    places = product(*map(range, x.shape[axes:-1]))
-    return [sum(k * step for k, step in zip(place, steps, strict=True)) for place in places]
-
-
-def _check_dtype(*tensors: Tensor) -> None:
-    if any(tensor.dtype is not torch.float32 for tensor in tensors):
-        raise ValueError("the kernels of symcompile take float32 only")
-
-
 def _too_few(batch: int, rows: int) -> bool:
     """Whether there are too few rows for all threads, four of which make a part."""
     return batch * -(-rows // 4) < 2 * torch.get_num_threads()
-
-
-def _lie_side_by_side(x: Tensor, axis: int) -> bool:
-    """Whether the entries along `axis` and all axes after it do."""
-    step = 1
-    for size, found in zip(x.shape[: axis - 1 : -1], x.stride()[: axis - 1 : -1], strict=True):
-        if found != step and size != 1:
-            return False
-        step *= size
-    return True
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """With channels side by side, as the kernels read them."""
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
 def _rows_in_order(x: Tensor, order: Sequence[int]) -> Tensor:
@@ -146,7 +77,7 @@ def _linear_sum(
     """
     axes = len(orders) // len(sources)
     views = [
-        _channels_last(_rows_in_order(x[source], order))
+        channels_last(_rows_in_order(x[source], order))
         for source, order in zip(sources, _orders(axes, orders), strict=True)
     ]
     y = x[0].new_empty((*views[0].shape[:axes], weights[0].shape[1]))
@@ -158,7 +89,7 @@ def _fill(
     y: Tensor, x: Sequence[Tensor], weights: Sequence[Tensor], terms: Sequence[Tensor]
 ) -> None:
     """Write the sum of `x[i] @ weights[i]` and of terms into y."""
-    _check_dtype(*x, *weights, *terms)
+    check_dtype(*x, *weights, *terms)
     axes = y.dim() - 1
     if max(len(x), len(terms), axes) > _MOST:
         raise ValueError(f"found more than {_MOST} products, terms or axes in one sum")
@@ -169,11 +100,11 @@ def _fill(
                 f"found {tuple(view.shape)} times {tuple(weight.shape)}, expected the axes and "
                 f"channels of {tuple(y.shape)}"
             )
-    spread = [_channels_last(term.expand(y.shape)) for term in terms]
+    spread = [channels_last(term.expand(y.shape)) for term in terms]
     if y.numel() == 0:
         return
-    lines = [_lines(view, axes) for view in x]
-    _call(
+    of_each = [lines(view, axes) for view in x]
+    call(
         "symcompile_sum",
         y.shape[-1],
         axes,
@@ -181,14 +112,14 @@ def _fill(
         y.shape[-1],
         len(x),
         x,
-        _steps(x, axes),
+        steps(x, axes),
         [view.shape[axes:].numel() for view in x],
-        [len(places) for places in lines],
-        [place for places in lines for place in places],
+        [len(places) for places in of_each],
+        [place for places in of_each for place in places],
         weights,
         len(spread),
         spread,
-        _steps(spread, axes),
+        steps(spread, axes),
         y,
         int(y.nbytes >= _STREAMED),
     )
@@ -243,7 +174,7 @@ def _linear_sum_back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         read = [i for i, source in enumerate(ctx.sources) if source == place]
         if needed and read:
             back = [(_inverse(ctx.orders[i]), weights[i].t()) for i in read]
-            if _is_batched(grad):
+            if is_batched(grad):
                 made_of = sum(grad.permute(*order, -1) @ weight for order, weight in back)
             else:
                 orders = [axis for order, _ in back for axis in order]
@@ -256,10 +187,6 @@ def _linear_sum_back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     ]
     of_terms = _of_terms(grad, ctx.terms, to_terms, _pair_of_sums(grad, pair))
     return of_x, of_weights, None, None, of_terms
-
-
-# Of many gradients at once (`is_grads_batched=`), an operator of lists takes none.
-_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)
 
 
 def _pair(
@@ -303,15 +230,15 @@ def _of_terms(
 
 def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
     """The sums, or means, over an axis and over the one after it."""
-    _check_dtype(x)
+    check_dtype(x)
     before, (rows, count) = x.shape[:axis].numel(), x.shape[axis : axis + 2]
     # Where the second axis has the longer steps, the kernel may take its entries as rows.
     most = max(rows, count) if x.stride(axis) < x.stride(axis + 1) else rows
     if x.numel() == 0 or _too_few(before, most):
         how = torch.mean if mean else torch.sum
         return how(x, axis).contiguous(), how(x, axis + 1).contiguous()
-    lies = _lie_side_by_side(x, axis + 2)
-    last = axis + 2 if lies else _first_in_line(x)
+    lies = lie_side_by_side(x, axis + 2)
+    last = axis + 2 if lies else first_in_line(x)
     if axis + 2 < last <= _MOST and last < x.dim():
         # What follows both axes has to lie side by side: of that, what does not is moved before.
         moved = x.permute(
@@ -323,7 +250,7 @@ def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
     width = x.shape[axis + 2 :].numel()
     if axis + 2 > _MOST or not lies:
         x, axis = x.contiguous().view(before, rows, count, width), 1
-    _call(
+    call(
         "symcompile_sums",
         width,
         axis + 2,
@@ -337,14 +264,6 @@ def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
         1 / count if mean else 1.0,
     )
     return first, second
-
-
-def _first_in_line(x: Tensor) -> int:
-    """The first axis from which on all entries lie side by side; past the last if none do."""
-    axis = x.dim()
-    while axis > 1 and _lie_side_by_side(x, axis - 1):
-        axis -= 1
-    return axis
 
 
 def _sums_shape(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
@@ -437,7 +356,7 @@ def _sums_held_back(
         return _apart(of_x, ctx.shape), of_weight, None, None, None
     order, terms = [*range(rows)], [first.unsqueeze(axis), second.unsqueeze(axis + 1)]
     of_x = None
-    if to_x and _is_batched(grad):
+    if to_x and is_batched(grad):
         of_x = grad @ weight.t() + terms[0] + terms[1]
     elif to_x:
         of_x = ops.linear_sum([grad], [weight.t()], [0], order, terms)
@@ -458,24 +377,24 @@ def _of_sum(grad: Tensor | None, shape: torch.Size, axis: int, mean: bool, like:
 def _outer(x: Tensor, order: Sequence[int], grad: Tensor) -> Tensor:
     """The gradient of a weight: over all rows, the sum of products of x, its axes in `order`, and
     grad."""
-    _check_dtype(x, grad)
-    view = _channels_last(x.permute(*order, -1))
-    grad = _channels_last(grad)
+    check_dtype(x, grad)
+    view = channels_last(x.permute(*order, -1))
+    grad = channels_last(grad)
     if view.shape[:-1] != grad.shape[:-1]:
         raise ValueError(f"found {tuple(view.shape)} and {tuple(grad.shape)}: axes differ")
     weight = _outer_shape(x, order, grad)
     if x.numel() == 0:
         return weight.zero_()
-    _call(
+    call(
         "symcompile_outer",
         grad.shape[-1],
         len(order),
         view.shape[:-1],
         view,
-        _steps([view], len(order)),
+        steps([view], len(order)),
         view.shape[-1],
         grad,
-        _steps([grad], len(order)),
+        steps([grad], len(order)),
         grad.shape[-1],
         weight,
     )
@@ -531,13 +450,13 @@ def _go_back(
     """Fill to_x, to_weight and the two sums, to_x with the terms first and second in it."""
     if not 0 <= axis < grad.dim() - 2:
         raise ValueError(f"found axis {axis} of {tuple(grad.shape)}, expected two before channels")
-    _check_dtype(grad, x, weight, *(term for term in (first, second) if term is not None))
+    check_dtype(grad, x, weight, *(term for term in (first, second) if term is not None))
     if (*x.shape[:-1], *weight.shape) != (*grad.shape[:-1], x.shape[-1], grad.shape[-1]):
         raise ValueError(
             f"found a gradient {tuple(grad.shape)} of {tuple(x.shape)} times {tuple(weight.shape)}"
         )
     depth, width = weight.shape
-    _call(
+    call(
         "symcompile_back",
         min(depth, width),
         grad.contiguous(),
@@ -594,7 +513,7 @@ def _back_from_shape(
 _X = "Tensor[] x, Tensor[] weights, int[] sources, int[] orders, Tensor[] terms"
 _GRADIENT = "Tensor grad, Tensor x, Tensor weight, int axis"
 
-_OPERATORS: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
+_OPERATORS: tuple[Operator, ...] = (
     (
         f"linear_sum({_X}) -> Tensor",
         (_linear_sum, _linear_sum_shape, _linear_sum_back, _linear_sum_keep),
@@ -626,42 +545,7 @@ _OPERATORS: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
         (_back_from, _back_from_shape),
     ),
 )
-"""By signature: what computes it, the shape of the result, its gradient, what that one needs."""
 
-
-def _with_tangents(back: Callable[..., Any]) -> Callable[..., Any]:
-    """A gradient of dual numbers too. It is linear, and operators would lose their tangents."""
-
-    @wraps(back)
-    def both(ctx: Any, *grads: Tensor | None) -> Any:
-        if forward_ad._current_level < 0:
-            return back(ctx, *grads)
-        unpack: Any = forward_ad.unpack_dual
-        pairs = [(None, None) if grad is None else unpack(grad) for grad in grads]
-        values, tangents = zip(*pairs, strict=True)
-        if all(tangent is None for tangent in tangents):
-            return back(ctx, *grads)
-        filled = [
-            torch.zeros_like(value) if tangent is None and value is not None else tangent
-            for value, tangent in pairs
-        ]
-        made = back(ctx, *values), back(ctx, *filled)
-        return optree.tree_map(forward_ad.make_dual, *made)  # none for what needs none
-
-    return both
-
-
-def _register() -> None:
-    for schema, (compute, shape, *gradient) in _OPERATORS:
-        name, _, rest = schema.partition("(")
-        name = f"symcompile::{name}"
-        torch.library.define(name, f"({rest}")
-        torch.library.impl(name, "CPU", compute)
-        torch.library.register_fake(name, shape)
-        if gradient:
-            back, keep = gradient
-            torch.library.register_autograd(name, _with_tangents(back), setup_context=keep)
-
-
-if AVAILABLE:
-    _register()
+register(_OPERATORS)
+if kinds() != ("DEFAULT",):  # by narrower vectors products are slower than those of libraries
+    register(PRODUCTS)

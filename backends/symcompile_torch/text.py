@@ -6,6 +6,7 @@ In: nothing. Out: strings that `emit` puts together; a helper is written only wh
 from __future__ import annotations
 
 __all__ = [
+    "ADD",
     "FILL",
     "FILLED_PLACES",
     "FLAT",
@@ -13,6 +14,7 @@ __all__ = [
     "LAY_OUT",
     "LINEAR_SUM",
     "MEAN",
+    "MIXED",
     "ONE_GO",
     "PRODUCT",
     "TEMPLATE",
@@ -323,13 +325,16 @@ PRODUCT = '''\
 def _product(x, weight):
     """x @ weight.
 
-    On CPU oneDNN makes large products of float32 several times as fast as BLAS: those of few
-    channels on any processor, all others where BLAS is tuned for another one.
+    On CPU oneDNN makes large products of float32 several times as fast as a BLAS that is tuned for
+    another processor; where it is tuned for this one, it is the quicker.
     """
     # An exported program serves batches of any size, so it must not choose by size.
     if x.dtype is not torch.float32 or x.device.type != "cpu" or _exporting():
         return x @ weight
-    if x.numel() * weight.shape[1] < 2**22:
+    if _is_wide(weight, (x,)):
+        shape, order = [1, weight.shape[1]], [*range(x.dim())]
+        return torch.ops.symcompile.mixed([x], weight, False, x.dim() - 1, shape, order)[0]
+    if _BLAS or x.numel() * weight.shape[1] < 2**22:
         return x @ weight
     rows = x.numel() // x.shape[-1]
     if _LINEAR is not None and not _in_transform():
@@ -350,6 +355,12 @@ def _product(x, weight):
     image = x.reshape(1, rows, 1, -1).permute(0, 3, 1, 2)
     y = nn.functional.conv2d(image, weight.t()[:, :, None, None]).permute(0, 2, 3, 1)
     return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[1]))
+
+
+def _is_wide(weight, parts):
+    """Whether kernels multiply matrices in parts, as quick as libraries do those that are whole."""
+    wide = _MIXED and weight.numel() >= 2**18 and weight.dtype is torch.float32
+    return wide and all(_has_kernels(part, 2**17) for part in parts)
 
 
 def _linear(x, weight):
@@ -416,6 +427,12 @@ def _backward(ctx, grad):
     )
 
 
+_MIXED = hasattr(torch.ops.symcompile, "mixed")
+
+# Whether BLAS is tuned for this processor: that is MKL, for those of its maker.
+_known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+_BLAS = torch.backends.mkl.is_available() and "Intel" in str(_known.get("cpu_name"))
+
 # Missing where PyTorch is built without oneDNN, or names it otherwise.
 _LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _forward = torch.autograd.forward_ad
@@ -439,6 +456,41 @@ def _shaped(x, weight):
 # All layers of a process share it.
 if _LINEAR is not None and not hasattr(torch.ops.symcompile, "linear"):
     _define()
+
+
+'''
+
+MIXED = '''\
+def _mixed(parts, weight, channels, into):
+    """Parts side by side times a weight, in parts: with kernels, read and written where they lie.
+
+    The last axes of a part, as many as `channels` says, are its channels. `into` has the width of
+    each result; or its axes of channels, and the order of all axes but the batch's in memory.
+    """
+    rows = parts[0].dim() - channels[0]
+    into = [piece if type(piece) is tuple else ((piece,), ()) for piece in into]
+    if _is_wide(weight, parts):
+        shapes = [size for sizes, _ in into for size in (len(sizes), *sizes)]
+        orders = []
+        for sizes, order in into:
+            before = rows + len(sizes) - len(order)
+            orders += [*range(before), *(before + axis for axis in order)]
+        return torch.ops.symcompile.mixed(parts, weight, False, rows, shapes, orders)
+    y = _product(torch.cat([part.flatten(rows) for part in parts], dim=-1), weight)
+    pieces = y.split([torch.Size(sizes).numel() for sizes, _ in into], dim=-1)
+    return [piece.unflatten(-1, sizes) for piece, (sizes, _) in zip(pieces, into)]
+
+
+'''
+
+ADD = '''\
+def _add(total, *terms):
+    """A sum, in place unless something could tell."""
+    if _differs(total, *terms) or _transformed():
+        return sum(terms, total)
+    for term in terms:
+        total += term
+    return total
 
 
 '''

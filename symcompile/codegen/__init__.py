@@ -2,7 +2,7 @@
 
 from symcompile.codegen.backend import Backend, backend_names, get_backend
 from symcompile.codegen.compiled import Compiled
-from symcompile.codegen.dialect import Batching, Dialect, Embedding, Product
+from symcompile.codegen.dialect import Batching, Dialect, Embedding, Piece, Product
 from symcompile.codegen.layer import CompiledLayer
 from symcompile.codegen.load import load_module
 from symcompile.codegen.stacks import poured_of, stacks_of
@@ -15,6 +15,7 @@ __all__ = [
     "CompiledLayer",
     "Dialect",
     "Embedding",
+    "Piece",
     "Product",
     "SourceParts",
     "backend_names",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Batching", "Dialect", "Embedding", "Product"]
+__all__ = ["Batching", "Dialect", "Embedding", "Piece", "Product"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,21 @@ class Product:
     weight: str
     axes: tuple[int, ...] = ()
     channels: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a product of many channels makes for one of its readers.
+
+    Attributes:
+        width: channels.
+        sizes, order: where the result is to lie as an output is stored: its axes of channels, and
+            the order that its axes, but those of the batch, have in memory; else empty.
+    """
+
+    width: int
+    sizes: tuple[int, ...] = ()
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +108,29 @@ class Dialect(Protocol):
 
     def product(self, value: str, weight: str, *, large: bool) -> str:
         """Channels times a matrix; `large` if there are index axes or very many channels."""
+
+    def mixed(
+        self,
+        parts: Sequence[str],
+        weight: str,
+        channels: Sequence[int],
+        pieces: Sequence[Piece],
+    ) -> str:
+        """A tuple: parts, side by side along their channels, times a matrix, in pieces.
+
+        Args:
+            channels: how many axes of channels every part has.
+        """
+
+    @property
+    def stores(self) -> bool:
+        """True if `mixed` takes pieces that lie as outputs are stored."""
+
+    def unflatten(self, value: str, sizes: Sequence[int]) -> str:
+        """With the channels as axes of these sizes."""
+
+    def add(self, value: str, terms: Sequence[str]) -> str:
+        """The sum of a value that nothing else reads, and of terms that are broadcast to it."""
 
     @property
     def takes_parts(self) -> bool:

@@ -85,10 +85,11 @@ class Layout:
             lines += steps[:-1] if self.channels[index] > 1 else steps
         return lines
 
-    def write(self, text: str, tensor: int) -> list[str]:
-        """Statements that make output number `tensor` from its folded value."""
+    def write(self, text: str, tensor: int, channels: int = 1) -> list[str]:
+        """Statements that make output number `tensor` from its folded value, that has so many axes
+        of channels."""
         name = self.outputs[tensor]
-        steps = self._unfold(name, text, self._compiled.program.outputs[tensor])
+        steps = self._unfold(name, text, self._compiled.program.outputs[tensor], channels)
         if not steps and text.isidentifier():
             self.outputs[tensor] = text
         return steps or ([] if text.isidentifier() else [f"{name} = {text}"])
@@ -140,7 +141,20 @@ class Layout:
             steps.append(f"{name}.reshape({self.shape(tensor.labels, tensor.width)})")
         return [f"{name} = {step}" for step in steps]
 
-    def _unfold(self, name: str, text: str, tensor: Tensor) -> list[str]:
+    def stored(self, tensor: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the folded value of an output, the axes of channels before they are joined, and the
+        order in which all axes are stored; both empty if none moves."""
+        output = self._compiled.program.outputs[tensor]
+        places, folded = _fixed_places(output.atoms)
+        if places == folded:
+            return (), ()
+        count = len(output.labels)
+        sizes = [int(self._product([atom])) for atom in output.atoms if isinstance(atom, Fixed)]
+        labels, fixed = iter(range(count)), iter(range(count, count + len(sizes)))
+        order = [next(fixed if isinstance(atom, Fixed) else labels) for atom in output.atoms]
+        return (*sizes, output.channels), (*order, count + len(sizes))
+
+    def _unfold(self, name: str, text: str, tensor: Tensor, channels: int) -> list[str]:
         stored, folded = _fixed_places(tensor.atoms)
         composite = len(tensor.atoms) != len(tensor.axes)
         runs = self._runs(tensor, together=True)
@@ -149,8 +163,9 @@ class Layout:
             parts = sorted(runs or _apart(tensor.atoms), key=lambda run: isinstance(run[0], Fixed))
             if runs:
                 stored, folded = _fixed_places([run[0] for run in runs])
-            steps.append(f"{text}.reshape({self._split(tensor, parts)})")
-            steps.append(self._dialect.move_axes(name, folded, stored))
+            if channels == 1:
+                steps.append(f"{text}.reshape({self._split(tensor, parts)})")
+            steps.append(self._dialect.move_axes(name if steps else text, folded, stored))
         if runs or composite or (tensor.fixed and not steps):
             steps.append(f"{name if steps else text}.reshape({self._stored(tensor)})")
         return [f"{name} = {step}" for step in steps]

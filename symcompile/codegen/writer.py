@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from symcompile.codegen.compiled import Compiled
-from symcompile.codegen.dialect import Dialect, Embedding, Product
+from symcompile.codegen.dialect import Dialect, Embedding, Piece, Product
 from symcompile.codegen.layout import Layout, one_move, wrapped
 from symcompile.codegen.lifetime import free_early
 from symcompile.codegen.pieces import grids_of
 from symcompile.codegen.stacks import stacks_of
 from symcompile.diagrams.partitions import Blocks
 from symcompile.ir import (
+    WIDE,
     Accumulation,
     Add,
     BatchMix,
@@ -42,6 +43,7 @@ from symcompile.ir import (
     lazy_axes,
     ownership,
     readers_of,
+    tiling,
     types_of,
 )
 from symcompile.names import Namer
@@ -53,9 +55,6 @@ _TERMS = 8
 
 _LINE = 88
 """Longest statement written in one line."""
-
-_WIDE = 2**18
-"""Entries of a weight whose products are large whatever the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +127,8 @@ class _Writer:
         self.cells: dict[tuple[str, int, int], str] = {}  # pieces of weights, by first row, column
         self.paired: dict[int, _Value] = {}  # means made with another of the same value
         self.joined = self._joined_sums()  # by value, the mix of the one sum that multiplies it
+        self.apart: dict[int, int] = {}  # axes of channels of slices that are not joined
+        self.stored: dict[str, Sequence[int]] = {}  # and by name their sizes
         self.held: dict[int, str] = {}  # by mix, what its sum holds of the means of what it reads
         self.current = 0  # the op being written
         # Names of values worth freeing: those with index axes, where anything has some.
@@ -164,7 +165,7 @@ class _Writer:
             case Slice(args=(arg,), start=start, stop=stop):
                 source = self.values[arg]
                 text = self.pieces.get(number) or f"{source.text}[..., {start}:{stop}]"
-                return replace(source, text=text)
+                return replace(source, text=text, channels=self.apart.get(number, 1))
             case Broadcast():
                 return self._broadcast(number, op)
             case Reduce():
@@ -196,7 +197,7 @@ class _Writer:
                 text = self._narrow(self._full(arg, batched=True), self.values[arg])
                 if arg in self.owned.shared:
                     text = self.dialect.copy(text)
-                self.lines += self.layout.write(text, tensor)
+                self.lines += self.layout.write(text, tensor, self.values[arg].channels)
                 return _Value("")
         raise AssertionError(f"no rule for {op}")
 
@@ -347,6 +348,8 @@ class _Writer:
     # -- channels ---------------------------------------------------------------------------
 
     def _concat(self, number: int, op: Concat) -> _Value:
+        if len(self.readers[number]) == 1 and self.readers[number][0] in self.owned.parted:
+            return _Value("")  # read by the product in parts
         text = self.dialect.concat([self._full(arg) for arg in op.args])
         wide = any(self.values[arg].wide for arg in op.args)  # the others are promoted
         name = f"in_{'_'.join(map(str, self.types[number].labels)) or 'scalar'}"
@@ -360,16 +363,21 @@ class _Writer:
         (arg,) = op.args
         source, feature = self.values[arg], self.program.ops[arg]
         weight, slices = self._weight(op), self._tiling(number)
+        parted = number in self.owned.parted
         if slices:
             while isinstance(feature, Mix):  # the first factor of a mix of low rank
                 feature = self.program.ops[feature.args[0]]
             count = len(feature.args) if isinstance(feature, Concat) else 1
-            made_of = f"{count} in-feature{'s'[: count > 1]}" if source.text else "the constant 1"
+            constant = not (source.text or parted)
+            made_of = "the constant 1" if constant else f"{count} in-feature{'s'[: count > 1]}"
             signature = ascii(self.types[number].labels)[:200]
             self.lines.append("")
             self.lines.append(
                 f"# Signature {signature}: {made_of}, {len(slices)} half-diagrams out."
             )
+        if parted:
+            self._mix_parts(op, weight, slices)
+            return _Value("")
         text = self._product(self._operand(arg), weight, number) if source.text else weight
         if slices:
             if source.text:
@@ -384,6 +392,40 @@ class _Writer:
         if all(isinstance(self.program.ops[reader], Mix) for reader in self.readers[number]):
             name = f"hidden_{'_'.join(map(str, self.types[number].labels))}"
         return self._assign(name, text)
+
+    def _mix_parts(self, op: Mix, weight: str, slices: Sequence[int]) -> None:
+        """Write a product of many channels, that reads and makes parts."""
+        (arg,) = op.args
+        stack = self.program.ops[arg]
+        alone = not isinstance(stack, Concat) or bool(self.values[arg].text)
+        read = [arg] if alone else stack.args
+        parts = [self._narrow(self._full(part), self.values[part]) for part in read]
+        channels = [self.values[part].channels for part in read]
+        pieces = [self._piece(number) for number in slices]
+        names = [self._new(f"to_{self._destination(number)}") for number in slices]
+        self.pieces.update(zip(slices, names, strict=True))
+        for number, name, piece in zip(slices, names, pieces, strict=True):
+            self.apart[number], self.stored[name] = len(piece.sizes) or 1, piece.sizes
+        text = self.dialect.mixed(parts, weight, channels, pieces)
+        self.lines.append(f"{wrapped(names, bare=True)} = {text}")
+
+    def _piece(self, number: int) -> Piece:
+        """A slice of a product: if an output is a sum of it, it is to lie as that is stored."""
+        width = self.types[number].width
+        lands = self._lands(number) if self.dialect.stores else None
+        return Piece(width) if lands is None else Piece(width, *self.layout.stored(lands))
+
+    def _lands(self, number: int) -> int | None:
+        """The output that the one sum is that reads a slice, to which the rest is broadcast."""
+        if len(self.readers[number]) != 1:
+            return None
+        (total,) = self.readers[number]
+        made = self.owned.sums.get(total)
+        if made is None or made.accumulation or made.embeds or len(self.readers[total]) != 1:
+            return None
+        op = self.program.ops[self.readers[total][0]]
+        alone = sum(not self.lazy[arg] for arg in made.plain) == 1 and len(made.plain) <= _TERMS
+        return op.tensor if isinstance(op, Output) and alone else None
 
     def _batch_mix(self, number: int, op: BatchMix) -> _Value:
         """One product for all members; or one each, where the dialect has no batches."""
@@ -435,7 +477,7 @@ class _Writer:
         """Whether a product may be large enough, with batch axes, to look for the fastest way."""
         (arg, *_) = self.program.ops[number].args
         weight = self.types[arg].width * self.types[number].width
-        return bool(self.types[number].labels) or weight >= _WIDE
+        return bool(self.types[number].labels) or weight >= WIDE
 
     def _joined(self, args: Sequence[int]) -> str:
         """Values side by side along the channels, in the dtype of the computation."""
@@ -502,13 +544,7 @@ class _Writer:
 
     def _tiling(self, number: int) -> list[int]:
         """The readers of a value, if they are slices that cover its channels in order."""
-        place, readers = 0, self.readers[number]
-        for reader in readers:
-            op = self.program.ops[reader]
-            if not isinstance(op, Slice) or op.start != place:
-                return []
-            place = op.stop
-        return list(readers) if place == self.types[number].width and len(readers) > 1 else []
+        return tiling(self.program.ops, self.readers, self.types, number)
 
     # -- sums -------------------------------------------------------------------------------
 
@@ -531,6 +567,9 @@ class _Writer:
         values = [self.values[arg] for arg in made.plain]
         if len(values) == 1:
             return values[0]
+        stored = next((value for value in values if value.channels > 1), None)
+        if stored:
+            return self._onto(stored, [value for value in values if value is not stored], name)
         texts = [value.text for value in values]
         target = self._new(name)
         self.lines.append(_sum(target, texts[:_TERMS]))
@@ -538,6 +577,13 @@ class _Writer:
         for start in range(_TERMS, len(texts), _TERMS):
             self.lines.append(_sum(target, [target, *texts[start : start + _TERMS]]))
         return _Value(target, wide=any(value.wide for value in values), stem=target)
+
+    def _onto(self, stored: _Value, terms: Sequence[_Value], name: str) -> _Value:
+        """The sum of a value that lies as an output is stored, and of what is broadcast to it."""
+        sizes = self.stored[stored.text]
+        texts = [self.dialect.unflatten(term.text, sizes) for term in terms]
+        wide = any(term.wide for term in terms)
+        return self._assign(name, self.dialect.add(stored.text, texts), replace(stored, wide=wide))
 
     def _accumulate(self, accumulation: Accumulation, plain: Sequence[int], name: str) -> _Value:
         """Write a sum of which one mix is the base: all products and terms at once."""

@@ -162,7 +162,7 @@ class Accountant:
                 lazy = self.program.reduce == "sum" and self.lazy[arg]
                 return self._extent(number), self._whole(arg) if lazy else _NOTHING
             case Concat():
-                copies = [self._whole(arg) for arg in op.args if self.lazy[arg]]
+                copies = [self._whole(arg) for arg in op.args if self.lazy[arg] or self._joins(arg)]
                 return self._whole(number), Polynomial.sum(copies)
             case Mix(args=(arg,)) if arg not in self.owned.unmade:
                 return self._extent(number), self._extent(arg) if self._copied(arg) else _NOTHING
@@ -225,10 +225,13 @@ class Accountant:
         op = self.program.ops[number]
         return isinstance(op, Input) and moves_on_the_way_in(self.program.inputs[op.tensor])
 
+    def _joins(self, value: int) -> bool:
+        """Whether what reads an input joins its fixed axes to the channels, which is a copy."""
+        return value in self.owned.apart and self._moves_in(value)
+
     def _copied(self, value: int) -> bool:
         """Whether a product copies what it reads: it is no matrix as it lies."""
-        apart = value in self.owned.apart and self._moves_in(value)
-        return apart or not self.layouts[value].in_rows
+        return self._joins(value) or not self.layouts[value].in_rows
 
     def _extent(self, value: int, lazy: frozenset[int] | None = None) -> Polynomial:
         """Entries actually stored."""
@@ -259,6 +262,7 @@ class Accountant:
             case Concat():
                 size = self._whole(number)
                 copies = [self._expanded(arg) for arg in op.args]
+                copies += [self._copy(arg) for arg in op.args if self._joins(arg)]
                 return total_work([*copies, Work(size, size, _NOTHING, 1)])
             case Mix(args=(arg,)) if arg not in self.owned.unmade:
                 return self._mix(number, op)

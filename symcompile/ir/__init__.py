@@ -28,7 +28,7 @@ from symcompile.ir.ops import (
     Slice,
     Transpose,
 )
-from symcompile.ir.ownership import Ownership, Sum, ownership
+from symcompile.ir.ownership import WIDE, Ownership, Sum, ownership, tiling
 from symcompile.ir.program import Program, types_of, verify
 from symcompile.ir.readers import readers_of
 from symcompile.ir.sources import sources_of
@@ -36,6 +36,7 @@ from symcompile.ir.text import parse_program, print_program
 from symcompile.ir.types import Tensor, Type
 
 __all__ = [
+    "WIDE",
     "Accumulation",
     "Add",
     "BatchMix",
@@ -73,6 +74,7 @@ __all__ = [
     "print_program",
     "readers_of",
     "sources_of",
+    "tiling",
     "types_of",
     "verify",
 ]

@@ -35,7 +35,10 @@ from symcompile.ir.readers import readers_of
 from symcompile.ir.sources import UNBATCHED, sources_of
 from symcompile.ir.types import Type
 
-__all__ = ["Ownership", "Sum", "ownership"]
+__all__ = ["WIDE", "Ownership", "Sum", "ownership", "tiling"]
+
+WIDE = 2**18
+"""Entries of a weight whose products are large whatever the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +72,17 @@ class Ownership:
         within: values with no array of their own, and the sum they are written as a part of:
             its embeddings, the mix that it is accumulated into with the stack that this mix reads,
             and products made when they are added.
-        apart: inputs that nothing reads but means and the mixes that sums are accumulated into. To
-            join their fixed axes to the channels, a copy, is left to those sums.
+        parted: mixes of many channels that are read in slices alone. They read and write parts:
+            what they stack is put together by them, if at all, and nothing else reads it.
+        apart: inputs that nothing reads but means, and mixes that are parted or that sums are
+            accumulated into. To join their fixed axes to the channels, a copy, is left to those.
         sums: every `add`.
     """
 
     shared: frozenset[int]
     unmade: frozenset[int]
     within: Mapping[int, int]
+    parted: frozenset[int]
     apart: frozenset[int]
     sums: Mapping[int, Sum]
 
@@ -148,18 +154,62 @@ def ownership(
                     fresh.add(number)
                 elif len(plain) == 1 and plain[0] in shared:
                     shared.add(number)
-    apart = _apart(ops, readers, {found.base for found in in_place.values()})
-    return Ownership(frozenset(shared), frozenset(unmade), within, apart, sums)
+    parted = frozenset(
+        number
+        for number, op in enumerate(ops)
+        if isinstance(op, Mix)
+        and number not in batched
+        and number not in within
+        and not lazy[number]
+        and _is_wide(program, types, number)
+        and tiling(ops, readers, types, number)
+    )
+    stacks = {
+        op.args[0]
+        for op in map(ops.__getitem__, parted)
+        if isinstance(ops[op.args[0]], Concat) and len(readers[op.args[0]]) == 1
+    }
+    bases = {found.base for found in in_place.values()}
+    apart = _apart(ops, readers, bases | parted | stacks)
+    return Ownership(frozenset(shared), frozenset(unmade), within, parted, apart, sums)
+
+
+def tiling(
+    ops: Sequence[Op], readers: Sequence[tuple[int, ...]], types: Sequence[Type], number: int
+) -> list[int]:
+    """The readers of a value, if they are several slices that cover its channels in order."""
+    place = 0
+    for reader in readers[number]:
+        op = ops[reader]
+        if not isinstance(op, Slice) or op.start != place:
+            return []
+        place = op.stop
+    whole = place == types[number].width and len(readers[number]) > 1
+    return list(readers[number]) if whole else []
+
+
+def _is_wide(program: Program, types: Sequence[Type], number: int) -> bool:
+    """Whether a mix has so many channels that its weight is large."""
+    op = program.ops[number]
+    assert isinstance(op, Mix), "asked of mixes"
+    shape = program.matrices[op.weight]
+    kind, read = types[number], types[op.args[0]]
+    return (
+        len(shape) == 2
+        and kind.batched
+        and read.width * kind.width >= WIDE
+        and not isinstance(program.ops[op.args[0]], Const)
+    )
 
 
 def _apart(
-    ops: Sequence[Op], readers: Sequence[tuple[int, ...]], bases: Collection[int]
+    ops: Sequence[Op], readers: Sequence[tuple[int, ...]], takers: Collection[int]
 ) -> frozenset[int]:
-    """The inputs that are multiplied by `bases`, and that nothing else reads but reductions."""
+    """The inputs that `takers` read, and that nothing else reads but reductions."""
     found = []
     for number, op in enumerate(ops):
         others = [reader for reader in readers[number] if not isinstance(ops[reader], Reduce)]
-        if isinstance(op, Input) and others and all(reader in bases for reader in others):
+        if isinstance(op, Input) and others and all(reader in takers for reader in others):
             found.append(number)
     return frozenset(found)
 

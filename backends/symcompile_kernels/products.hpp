@@ -1,0 +1,363 @@
+/* Products of many channels, of matrices that lie in parts: in float32, read and written where the
+   parts lie. A library's matrix product takes one matrix and makes one, so what a layer mixes would
+   have to be put together before, taken apart after, and held in between.
+
+   Rows are the same for all parts of a matrix, channels are those of one part after the other, and
+   the channels of a part lie in lines, as for sums. The scheme is that of Goto and van de Geijn
+   (ACM TOMS 34(3), 2008): a tile of the result stays in registers, the packed rows of x in the
+   second cache. */
+
+#pragma once
+
+#include "kernels.hpp"
+
+constexpr int ROWS = LANES == 16 ? 12 : LANES == 8 ? 6 : 3; // of a tile of two vectors
+static_assert(ROWS <= LANES && ROWS % 3 == 0, "rows are packed as lanes, and tiles come in thirds");
+constexpr i64 PANEL = 2 * LANES;           // channels of a tile, at most
+constexpr i64 BLOCK = 256;                 // entries added up before a result is written
+constexpr i64 PANELS = 8;                  // packed together
+constexpr i64 MOST_ROWS = 45 * ROWS;       // packed together
+
+/* Parts of a matrix: where they are, steps along every axis of rows for each, and their channels,
+   that lie in so many lines of equal length, which begin at `line`, part by part. */
+struct Parts {
+  i64 count;
+  float *const *at;
+  const i64 *step, *width, *lines, *line;
+};
+
+/* Channels side by side. */
+struct Run {
+  float *at; // in row 0
+  i64 width, part, start;
+};
+
+/* All of a matrix: runs in order, and its rows. */
+struct Matrix {
+  i64 axes, rows, channels, runs, parts;
+  const i64 *shape, *step;
+  Run *run;
+};
+
+static Matrix matrix_of(i64 axes, const i64 *shape, const Parts &parts) {
+  Matrix m{axes, 1, 0, 0, parts.count, shape, parts.step, nullptr};
+  for (i64 axis = 0; axis < axes; axis++) m.rows *= shape[axis];
+  for (i64 i = 0; i < parts.count; i++) m.runs += parts.lines[i];
+  m.run = zeros<Run>(m.runs);
+  if (!m.run) return m;
+  const i64 *line = parts.line;
+  i64 runs = 0;
+  for (i64 i = 0; i < parts.count; i++)
+    for (i64 l = 0; l < parts.lines[i]; l++, line++) {
+      const i64 width = parts.width[i] / parts.lines[i];
+      float *const at = parts.at[i] + *line;
+      Run *const before = l ? m.run + runs - 1 : nullptr;
+      if (before && before->at + before->width == at)
+        before->width += width;
+      else
+        m.run[runs++] = Run{at, width, i, m.channels};
+      m.channels += width;
+    }
+  m.runs = runs;
+  return m;
+}
+
+/* Where rows `from` to `from + some` of every part lie: to[part * MOST + row], from its row 0. */
+static void places_of(const Matrix &m, i64 from, i64 some, i64 most, i64 *to) {
+  for (i64 part = 0; part < m.parts; part++)
+    for (i64 row = 0; row < some; row++) {
+      i64 rest = from + row, place = 0;
+      for (i64 axis = m.axes - 1; axis >= 0; axis--) {
+        place += rest % m.shape[axis] * m.step[part * m.axes + axis];
+        rest /= m.shape[axis];
+      }
+      to[part * most + row] = place;
+    }
+}
+
+/* Of a square of vectors, rows become columns. */
+INLINE void turn(vec (&v)[LANES]) {
+  each<LANES == 16 ? 4 : LANES == 8 ? 3 : 2>([&](auto power) HERE {
+    constexpr int s = 1 << power;
+    each<LANES>([&](auto i) HERE {
+      if constexpr ((i & s) == 0) {
+        typedef int ints __attribute__((vector_size(LANES * 4)));
+        ints low, high;
+        for (int lane = 0; lane < LANES; lane++) {
+          low[lane] = lane & s ? LANES + lane - s : lane;
+          high[lane] = lane & s ? LANES + lane : lane + s;
+        }
+        const vec a = v[i], b = v[i + s];
+        v[i] = __builtin_shuffle(a, b, low), v[i + s] = __builtin_shuffle(a, b, high);
+      }
+    });
+  });
+}
+
+/* to[k * step + r] = from[r][k], for `rows` rows, of `depth` entries each; other entries up to LANES
+   rows may become anything, and `spare` floats after the last may be written. */
+static void pack_rows(const float *const *from, i64 rows, i64 depth, i64 step, float *to) {
+  i64 k = 0;
+  for (; k + LANES <= depth; k += LANES) {
+    vec v[LANES];
+    each<LANES>([&](auto r) HERE { v[r] = r < rows ? load(from[r] + k) : vec{}; });
+    turn(v);
+    each<LANES>([&](auto r) HERE { store(to + (k + r) * step, v[r]); });
+  }
+  for (; k < depth; k++)
+    for (i64 r = 0; r < LANES; r++) to[k * step + r] = r < rows ? from[r][k] : 0;
+}
+
+/* Two vectors of channels, of which each lies side by side: of a result, at `to` in a row of `part`
+   at place 0, and of what is packed for it, at `from` in one of `source`. */
+struct Panel {
+  float *to[2];
+  const float *from[2];
+  i64 width[2], start[2], part[2], source[2];
+};
+
+/* What a tile does with what is there before: add to it; or write over it, past the caches if the
+   tile is whole. */
+enum Writing { ADDS, WRITES, STREAMS };
+
+/* Of R rows and J vectors of a panel: packed a, [depth, ROWS], times packed b, [depth, PANEL]. Row r
+   of part p is at place[p * MOST_ROWS + r]. */
+template <int R, int J>
+static void product_tile(const float *a, const float *b, i64 depth, const Panel &p,
+                         const i64 *place, i64 rows, Writing how) {
+  vec sum[R][J];
+  each<R>([&](auto r) HERE { each<J>([&](auto v) HERE { sum[r][v] = vec{}; }); });
+  if (how == ADDS)
+    for (i64 v = 0; v < J; v++)
+      for (i64 r = 0; r < rows; r++) __builtin_prefetch(p.to[v] + place[p.part[v] * MOST_ROWS + r]);
+#pragma GCC unroll 4
+  for (i64 k = 0; k < depth; k++, a += ROWS, b += PANEL) {
+    vec row[J];
+    each<J>([&](auto v) HERE { row[v] = load(b + v * LANES); });
+    each<R>([&](auto r) HERE { each<J>([&](auto v) HERE { sum[r][v] += a[r] * row[v]; }); });
+  }
+  each<J>([&](auto v) HERE {
+    const i64 some = p.width[v], *const places = place + p.part[v] * MOST_ROWS;
+    each<R>([&](auto r) HERE {
+      if (r < rows) {
+        float *const to = p.to[v] + places[r];
+        if (how == STREAMS && some == LANES)
+          stream(to, sum[r][v]);
+        else
+          store(to, how == ADDS ? sum[r][v] + load(to, some) : sum[r][v], some);
+      }
+    });
+  });
+}
+
+typedef void ProductTile(const float *, const float *, i64, const Panel &, const i64 *, i64, Writing);
+
+/* By thirds of the rows of a tile: [thirds - 1][more than one vector wide]. */
+static ProductTile *const PRODUCT_TILES[3][2] = {
+    {product_tile<ROWS / 3, 1>, product_tile<ROWS / 3, 2>},
+    {product_tile<2 * ROWS / 3, 1>, product_tile<2 * ROWS / 3, 2>},
+    {product_tile<ROWS, 1>, product_tile<ROWS, 2>}};
+
+/* Into a row of a packed panel. */
+INLINE void pack_panel(const float *const *from, const i64 *width, float *to) {
+  each<2>([&](auto v) HERE {
+    store(to + v * LANES, width[v] > 0 ? load(from[v], width[v]) : vec{});
+  });
+}
+
+static Panel *panels_of(const Matrix &m, i64 *count) {
+  i64 vectors = 0, v = 0;
+  for (i64 i = 0; i < m.runs; i++) vectors += parts_of(m.run[i].width, LANES);
+  *count = parts_of(vectors, 2);
+  Panel *const panels = zeros<Panel>(*count);
+  for (i64 i = 0; panels && i < m.runs; i++) {
+    const Run &run = m.run[i];
+    for (i64 at = 0; at < run.width; at += LANES, v++) {
+      Panel &panel = panels[v / 2];
+      panel.to[v % 2] = run.at + at, panel.from[v % 2] = run.at + at;
+      panel.width[v % 2] = least(LANES, run.width - at), panel.start[v % 2] = run.start + at;
+      panel.part[v % 2] = panel.source[v % 2] = run.part;
+    }
+  }
+  return panels;
+}
+
+/* What a thread packs: rows of x, and panels of what they are multiplied by. */
+struct Packed {
+  float *a, *b;
+};
+constexpr i64 ROOM_A = MOST_ROWS * BLOCK + LANES, ROOM_B = PANELS * PANEL * BLOCK;
+
+/* Room for every thread, of which `line` is where the first begins; to be freed. */
+static float *room_for(i64 threads, float **line) {
+  float *const room = (float *)malloc((size_t)(threads * (ROOM_A + ROOM_B) + 16) * sizeof(float));
+  *line = room + 16 - (uintptr_t)room / sizeof(float) % 16;
+  return room;
+}
+
+/* How many rows, of a product of so many, a thread packs at once: all threads have as many to do. */
+static i64 rows_at_once(i64 rows, i64 threads, i64 most) {
+  const i64 blocks = parts_of(parts_of(rows > 0 ? rows : 1, most), threads) * threads;
+  return parts_of(parts_of(rows, blocks), ROWS) * ROWS;
+}
+
+/* What is packed at once: so many entries to be added up, of so many panels. */
+struct Shape {
+  i64 block, group;
+};
+
+/* For few rows the time is that of reading the weight, which is quickest row by row. */
+static Shape shape_of_few(i64 panels, bool transposed) {
+  const i64 block = ROOM_B / (panels * PANEL) / 16 * 16;
+  return transposed || block < 16 ? Shape{4 * BLOCK, PANELS / 4} : Shape{least(block, BLOCK), panels};
+}
+
+/* `rows` rows of panels of a result; row r of part p lies at place[p * MOST_ROWS + r]. `depth`
+   entries are added up, a block of them at a time.
+   pack_a(from, some, to) packs all rows, pack_b(panel, from, some, to) a panel, of entries `from` to
+   `from + some`. */
+template <typename A, typename B>
+static void product_block(i64 rows, i64 depth, const Shape &of, const Panel *panel, i64 panels,
+                          const i64 *place, bool streams, const Packed &room, A pack_a, B pack_b) {
+  const i64 block = of.block, group = of.group;
+  streams = streams && depth <= block;
+  for (i64 from = 0; from < depth; from += block) {
+    const i64 some = least(block, depth - from);
+    const Writing how = from > 0 ? ADDS : streams ? STREAMS : WRITES;
+    pack_a(from, some, room.a);
+    for (i64 p = 0; p < panels; p += group) {
+      const i64 count = least(group, panels - p);
+      for (i64 q = 0; q < count; q++) pack_b(panel[p + q], from, some, room.b + q * some * PANEL);
+      for (i64 q = 0; q < count; q++) {
+        const Panel &to = panel[p + q];
+        for (i64 row = 0; row < rows; row += ROWS) {
+          const i64 left = least(ROWS, rows - row);
+          PRODUCT_TILES[(3 * left - 1) / ROWS][to.width[1] > 0](
+              room.a + row * some, room.b + q * some * PANEL, some, to, place + row, left, how);
+        }
+      }
+    }
+  }
+  if (streams) fence();
+}
+
+/* y = x @ weight, or x @ weight^T, of matrices in parts; weight is [channels of x, of y], or
+   transposed, and contiguous. */
+template <typename Pool>
+static int product(const Pool &pool, i64 axes, const i64 *shape, const Parts &x_parts,
+                   const float *weight, bool transposed, const Parts &y_parts) {
+  const Matrix x = matrix_of(axes, shape, x_parts), y = matrix_of(axes, shape, y_parts);
+  i64 panels = 0;
+  float *line = nullptr, *const room = room_for(pool.threads, &line);
+  Panel *const panel = y.run ? panels_of(y, &panels) : nullptr;
+  i64 *const places = zeros<i64>(pool.threads * MOST_ROWS * (x.parts + y.parts));
+  const bool enough = x.run && panel && room && places;
+  /* Threads share the rows, or if there are few the channels: each packs what they do not share. */
+  const bool few = x.rows < y.channels && panels >= pool.threads;
+  const i64 length = rows_at_once(x.rows, few ? 1 : pool.threads, MOST_ROWS);
+  const i64 shares = few ? pool.threads : 1;
+  const auto pack_weight = [&](const Panel &p, i64 from, i64 some, float *to) {
+    if (!transposed) {
+      const float *row[2] = {weight + from * y.channels + p.start[0],
+                             weight + from * y.channels + p.start[1]};
+      for (i64 k = 0; k < some; k++, row[0] += y.channels, row[1] += y.channels, to += PANEL)
+        pack_panel(row, p.width, to);
+      return;
+    }
+    for (i64 v = 0; v < 2; v++) {
+      const float *lies[LANES] = {};
+      for (i64 r = 0; r < p.width[v]; r++) lies[r] = weight + (p.start[v] + r) * x.channels + from;
+      pack_rows(lies, p.width[v], some, PANEL, to + v * LANES);
+    }
+  };
+  if (enough && x.rows > 0)
+    pool.run(parts_of(x.rows, length) * shares, [&](i64 item, i64 thread) {
+      const i64 start = item / shares * length, rows = least(length, x.rows - start);
+      const i64 share = item % shares;
+      const i64 first = share * panels / shares, last = (share + 1) * panels / shares;
+      i64 *const of_x = places + thread * MOST_ROWS * (x.parts + y.parts);
+      i64 *const of_y = of_x + MOST_ROWS * x.parts;
+      places_of(x, start, rows, MOST_ROWS, of_x), places_of(y, start, rows, MOST_ROWS, of_y);
+      const auto pack_x = [&](i64 from, i64 some, float *to) {
+        /* In order, since packing writes a little too far. */
+        for (i64 row = 0; row < rows; row += ROWS)
+          for (i64 i = 0; i < x.runs; i++) {
+            const Run &run = x.run[i];
+            const i64 a = run.start > from ? run.start : from;
+            const i64 b = least(run.start + run.width, from + some);
+            if (a >= b) continue;
+            const float *lies[LANES] = {};
+            const i64 left = least(ROWS, rows - row);
+            for (i64 r = 0; r < left; r++)
+              lies[r] = run.at + of_x[run.part * MOST_ROWS + row + r] + (a - run.start);
+            pack_rows(lies, left, b - a, ROWS, to + row * some + (a - from) * ROWS);
+          }
+      };
+      float *const mine = line + thread * (ROOM_A + ROOM_B);
+      const Shape of = x.rows <= 2 * ROWS ? shape_of_few(last - first, transposed) : Shape{BLOCK, PANELS};
+      product_block(rows, x.channels, of, panel + first, last - first, of_y, false,
+                    Packed{mine, mine + ROOM_A}, pack_x, pack_weight);
+    });
+  free(x.run), free(y.run), free(panel), free(room), free(places);
+  return !enough;
+}
+
+/* weight = x^T g, of matrices in parts: [channels of x, of g]. Products of few rows are written past
+   the caches. */
+template <typename Pool>
+static int product_back(const Pool &pool, i64 axes, const i64 *shape, const Parts &x_parts,
+                        const Parts &g_parts, float *weight) {
+  constexpr i64 BLOCK_ROWS = 2 * BLOCK, MOST_CHANNELS = (MOST_ROWS / 2 / ROWS) * ROWS;
+  const Matrix x = matrix_of(axes, shape, x_parts), g = matrix_of(axes, shape, g_parts);
+  i64 panels = 0;
+  float *line = nullptr, *const room = room_for(pool.threads, &line);
+  Panel *const panel = g.run ? panels_of(g, &panels) : nullptr;
+  const i64 of_thread = BLOCK_ROWS * (x.parts + g.parts) + MOST_ROWS;
+  i64 *const places = zeros<i64>(pool.threads * of_thread);
+  const bool enough = x.run && panel && room && places;
+  const i64 length = rows_at_once(x.channels, pool.threads, MOST_CHANNELS);
+  bool streams = g.channels % LANES == 0 && (uintptr_t)weight % (LANES * sizeof(float)) == 0;
+  for (i64 i = 0; enough && i < panels; i++)
+    for (i64 v = 0; v < 2; v++) {
+      panel[i].to[v] = weight + panel[i].start[v], panel[i].part[v] = 0;
+      streams = streams && panel[i].start[v] % LANES == 0;
+    }
+  if (enough && x.channels > 0)
+    pool.run(parts_of(x.channels, length), [&](i64 item, i64 thread) {
+      const i64 start = item * length, channels = least(length, x.channels - start);
+      i64 *const of_x = places + thread * of_thread, *const of_g = of_x + BLOCK_ROWS * x.parts;
+      i64 *const of_weight = of_g + BLOCK_ROWS * g.parts;
+      for (i64 k = 0; k < channels; k++) of_weight[k] = (start + k) * g.channels;
+      const auto pack_x = [&](i64 from, i64 some, float *to) {
+        places_of(x, from, some, BLOCK_ROWS, of_x), places_of(g, from, some, BLOCK_ROWS, of_g);
+        i64 i = 0; // the run of a channel
+        for (i64 k = 0; k < channels; k++) {
+          while (x.run[i].start + x.run[i].width <= start + k) i++;
+          const Run &run = x.run[i];
+          const float *const lies = run.at + (start + k - run.start);
+          const i64 *const place = of_x + run.part * BLOCK_ROWS;
+          const i64 left = run.start + run.width - (start + k);
+          float *const tile = to + k / ROWS * ROWS * some + k % ROWS;
+          if (k % ROWS == 0 && left >= ROWS && channels - k >= ROWS) {
+            for (i64 row = 0; row < some; row++)
+              memcpy(tile + row * ROWS, lies + place[row], ROWS * sizeof(float));
+            k += ROWS - 1;
+          } else
+            for (i64 row = 0; row < some; row++) tile[row * ROWS] = lies[place[row]];
+        }
+      };
+      const auto pack_g = [&](const Panel &p, i64, i64 some, float *to) {
+        const i64 *const first = of_g + p.source[0] * BLOCK_ROWS;
+        const i64 *const second = of_g + p.source[1] * BLOCK_ROWS;
+        for (i64 row = 0; row < some; row++, to += PANEL) {
+          const float *const lies[2] = {p.from[0] + first[row], p.from[1] + second[row]};
+          pack_panel(lies, p.width, to);
+        }
+      };
+      float *const mine = line + thread * (ROOM_A + ROOM_B);
+      product_block(channels, x.rows, Shape{BLOCK_ROWS, PANELS / 2}, panel, panels, of_weight, streams,
+                    Packed{mine, mine + ROOM_A}, pack_x, pack_g);
+    });
+  free(x.run), free(g.run), free(panel), free(room), free(places);
+  return !enough;
+}

@@ -1,0 +1,267 @@
+"""Products of many channels in parts, on torch: held to float64, and layers in parts too."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from math import prod
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import symcompile as sc
+from symcompile.bench.workloads import workload
+from symcompile_torch import products
+from symcompile_torch.kernels import AVAILABLE
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the kernels were not compiled here")
+
+ops = torch.ops.symcompile
+
+
+def drawn(rng: np.random.Generator, sizes: list[int], rows: int) -> Tensor:
+    """Of that shape, its axes but the last in any order in memory, maybe within a larger one."""
+    order = [*rng.permutation(len(sizes) - 1).tolist(), len(sizes) - 1]
+    more = int(rng.integers(2))
+    whole = rng.standard_normal([sizes[axis] + more for axis in order]).astype(np.float32)
+    part = torch.from_numpy(whole[tuple(slice(more, None) for _ in order)])
+    return part.permute([order.index(axis) for axis in range(len(order))])
+
+
+@st.composite
+def matrices(draw: Any) -> tuple[Any, ...]:
+    """Arguments of `mixed`: parts of one or several axes of channels, into parts that lie so."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    sizes = draw(st.lists(st.integers(0, 30), min_size=0, max_size=3))
+    channels = st.lists(st.integers(1, 40), min_size=1, max_size=3)
+    some = st.lists(channels.filter(lambda axes: prod(axes) <= 300), min_size=1, max_size=4)
+    read, made = draw(some), draw(some)
+    rows = len(sizes)
+    x = [drawn(rng, [*sizes, *axes], rows) for axes in read]
+    sides = [sum(map(prod, axes)) for axes in (read, made)]
+    transposed = draw(st.booleans())
+    weight = drawn(rng, sides[::-1] if transposed else sides, 1)
+    shapes = [size for axes in made for size in (len(axes), *axes)]
+    orders = []
+    for axes in made:
+        last = rows + len(axes) - 1
+        orders += [*rng.permutation(last).tolist(), last]
+    return x, weight, transposed, rows, shapes, orders
+
+
+def joined(part: Tensor, rows: int) -> Tensor:
+    return part.reshape(*part.shape[:rows], prod(part.shape[rows:]))
+
+
+def by_the_book(
+    x: list[Tensor], weight: Tensor, transposed: bool, rows: int, shapes: list[int], orders: Any
+) -> list[Tensor]:
+    whole = torch.cat([joined(part, rows) for part in x], -1)
+    y = whole @ (weight.T if transposed else weight)
+    made = []
+    while shapes:
+        count, *shapes = shapes
+        sizes, shapes = shapes[:count], shapes[count:]
+        width = prod(sizes)
+        made.append(y[..., :width].reshape(*y.shape[:-1], *sizes))
+        y = y[..., width:]
+    return made
+
+
+def close(found: list[Tensor], wanted: list[Tensor], within: float = 3e-6) -> None:
+    """Within a few roundings of float32, on the scale of the whole."""
+    scale = max([1.0, *(part.abs().max().item() for part in wanted if part.numel())])
+    for one, other in zip(found, wanted, strict=True):
+        assert one.shape == other.shape
+        if other.numel():
+            assert (one.double() - other).abs().max().item() <= within * scale
+
+
+def doubled(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    x, weight, *others = args
+    return [part.double() for part in x], weight.double(), *others
+
+
+@settings(max_examples=150, deadline=None)
+@given(matrices())
+@example(
+    ([torch.ones(700, 3)], torch.ones(3, 70), False, 1, [1, 70], [0, 1])
+)  # more rows than are packed at once, more channels than a panel
+@example(([torch.ones(3, 700)], torch.ones(90, 700), True, 1, [1, 90], [0, 1]))
+@example(([torch.ones(1400, 600)], torch.ones(600, 40), False, 1, [2, 5, 8], [0, 1, 2]))
+def test_a_product_in_parts_is_what_it_says(args: tuple[Any, ...]) -> None:
+    y = ops.mixed(*args)
+    close(y, by_the_book(*doubled(args)))
+    x, _, _, rows, _, orders = args
+    for part in y:  # they lie as they were asked to
+        order, orders = orders[: part.dim()], orders[part.dim() :]
+        assert part.permute(order).is_contiguous()
+    g = [torch.randn(part.shape) for part in y]
+    whole = (torch.cat([joined(part.double(), rows) for part in parts], -1) for parts in (x, g))
+    one, other = (part.reshape(prod(part.shape[:-1]), part.shape[-1]) for part in whole)
+    close([ops.mixed_back(x, g, rows)], [one.T @ other])
+
+
+@settings(max_examples=40, deadline=None)
+@given(matrices())
+def test_gradients_of_a_product_in_parts(args: tuple[Any, ...]) -> None:
+    """Of the first degree and the second; many at once are those one by one."""
+    results = []
+    for compute, (x, weight, *others) in ((ops.mixed, args), (by_the_book, doubled(args))):
+        asked = [part.clone().requires_grad_() for part in (*x, weight)]
+        y = compute(asked[:-1], asked[-1], *others)
+        g = [torch.ones_like(part) * (1 + k) for k, part in enumerate(y)]
+        g = [part.cumsum(-1).requires_grad_() for part in g]
+        first = torch.autograd.grad(y, asked, g, create_graph=True)
+        second = torch.autograd.grad(sum((part**2).sum() for part in first), [*asked, *g])
+        both = [torch.stack([part, -part]).detach() for part in g]
+        y = compute(asked[:-1], asked[-1], *others)
+        many = torch.autograd.grad(y, asked, both, is_grads_batched=True)
+        results.append([first, second, many])
+    for found, wanted in zip(*results, strict=True):
+        for one, other in zip(found, wanted, strict=True):
+            close([one], [other], 2e-5)
+
+
+def test_gradients_of_some() -> None:
+    """What needs none is not made, and what has none counts as zero."""
+    x, weight = [torch.randn(3, 5, 8), torch.randn(3, 5, 9)], torch.randn(17, 20)
+    args = False, 2, [1, 4, 1, 16], [0, 1, 2, 0, 1, 2]
+    x[1].requires_grad_()
+    first, second = ops.mixed(x, weight, *args)
+    (found,) = torch.autograd.grad(second.sum(), [x[1]])
+    close([found], [(weight[8:, 4:].double().sum(1)).expand(3, 5, 9)])
+    assert first.requires_grad
+
+
+def test_they_are_operators_as_torch_holds_them_to() -> None:
+    x = [torch.randn(3, 5, 7), torch.randn(3, 4, 5, 6).movedim(1, 2), torch.randn(3, 5, 16)]
+    weight = torch.randn(47, 50)
+    for part in (*x, weight):
+        part.requires_grad_()
+    args = x, weight, False, 2, [1, 10, 2, 4, 10], [0, 1, 2, 0, 2, 1, 3]
+    torch.library.opcheck(ops.mixed.default, args)
+    g = [torch.randn(3, 5, 10, requires_grad=True), torch.randn(3, 5, 40, requires_grad=True)]
+    torch.library.opcheck(ops.mixed_back.default, (x, g, 2))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    x, weight = [torch.randn(3, 5)], torch.randn(6, 4)
+    with pytest.raises(ValueError, match=r"expected equal axes of rows and a weight \(5, 4\)"):
+        ops.mixed(x, weight, False, 1, [1, 4], [0, 1])
+    with pytest.raises(ValueError, match="axes of rows"):
+        ops.mixed([*x, torch.randn(4, 1)], weight, False, 1, [1, 4], [0, 1])
+    with pytest.raises(ValueError, match="float32"):
+        ops.mixed([x[0].double()], torch.randn(5, 4), False, 1, [1, 4], [0, 1])
+    with pytest.raises(ValueError, match="axes of rows differ"):
+        ops.mixed_back(x, [torch.randn(4, 1)], 1)
+
+
+SPECS: dict[str, Any] = {
+    "cnn": workload("cnn").spec,
+    "fixed ends": {
+        "k0": (sc.Fixed(40), "a"),
+        "b0": ("a",),
+        "k1": ("a", sc.Fixed(7), sc.Fixed(5)),
+        "b1": (sc.Fixed(5),),
+    },
+    "fixed before and after": {"k": (sc.Fixed(8), "a", sc.Fixed(5)), "b": ("a",)},
+}
+
+
+def a_layer(name: str) -> tuple[Any, list[Tensor]]:
+    torch.manual_seed(0)
+    spec = SPECS[name]
+    layer = sc.compile(spec, in_channels=16, out_channels=16, dtype="float32")
+    sizes = {"a": 33}
+    leaves = layer.spec.leaves
+    shapes = [
+        [size_of(axis, {**sizes, **dict(layer.spec.sizes)}) for axis in leaf.axes]
+        for leaf in leaves
+    ]
+    return layer, [torch.randn(4, *shape, 16) for shape in shapes]
+
+
+def size_of(axis: Any, sizes: dict[Any, int]) -> int:
+    from symcompile.spec import Fixed, axis_atoms
+
+    atoms = axis_atoms(axis)
+    return prod([a.size if isinstance(a, Fixed) else sizes[a.label] for a in atoms])
+
+
+def outputs(layer: Any, leaves: list[Tensor]) -> list[Tensor]:
+    from symcompile.spec import flatten_like, unflatten
+
+    return flatten_like(layer.spec, layer(unflatten(layer.spec, leaves)), "y")
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_layer_in_parts_is_the_layer(name: str, monkeypatch: Any) -> None:
+    layer, leaves = a_layer(name)
+    assert "_mixed(" in layer.source
+    exact = copy.deepcopy(layer).double()
+    results = []
+    called: list[str] = []
+    call = products.call
+    monkeypatch.setattr(
+        products, "call", lambda name, *args: (called.append(name), call(name, *args))
+    )
+    for one, kind in ((layer, torch.float32), (exact, torch.float64)):
+        asked = [leaf.to(kind).requires_grad_() for leaf in leaves]
+        y = outputs(one, asked)
+        g = [torch.ones_like(part).cumsum(-1) for part in y]
+        found = torch.autograd.grad(y, [*asked, *one.parameters()], g)
+        with torch.no_grad():
+            again = outputs(one, asked)  # sums are made in place then
+        results.append(([*y, *again], found))
+    assert {"symcompile_product", "symcompile_product_back"} <= {*called}
+    (y, found), (wanted_y, wanted) = results
+    close(y, wanted_y)
+    for one, other in zip(found, wanted, strict=True):
+        close([one / max(other.abs().max(), 1)], [other / max(other.abs().max(), 1)])
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_without_kernels_it_is_the_same_layer(name: str, monkeypatch: Any) -> None:
+    layer, leaves = a_layer(name)
+    expected = outputs(layer, leaves)
+    monkeypatch.setattr(sys.modules[type(layer).__module__], "_KERNELS", False)
+    close(outputs(layer, leaves), [part.double() for part in expected], 1e-5)
+    each = torch.func.vmap(lambda *x: tuple(outputs(layer, [*x])))(*leaves)
+    close([*each], [part.double() for part in expected], 1e-5)
+
+
+def test_nothing_is_put_together_or_taken_apart() -> None:
+    """Forward, the flattened layer is read and written where it is stored."""
+    layer, leaves = a_layer("cnn")
+    large = leaves[-1].numel()
+    copies: list[str] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            made = func(*args, **(kwargs or {}))
+            if isinstance(made, Tensor) and made.numel() >= large:
+                copies.extend([str(func)] * any(k in str(func) for k in ("copy", "clone", "cat")))
+            return made
+
+    with torch.no_grad(), Watch():
+        y = outputs(layer, leaves)
+    assert copies == []
+    assert y[-1].is_contiguous()
+
+
+def test_torch_compile_keeps_it_whole() -> None:
+    layer, leaves = a_layer("fixed ends")
+    expected = outputs(layer, leaves)
+    from symcompile.spec import flatten_like, unflatten
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    found = flatten_like(layer.spec, compiled(unflatten(layer.spec, leaves)), "y")
+    close(found, [part.double() for part in expected], 1e-5)
