@@ -137,7 +137,7 @@ FUNCTIONS = {
             "_transformed",
             "_in_transform",
             *["_differs", "forward"],
-            *["_mixed", "_is_wide", "mixed", "_add", "unflatten", "Size"],
+            *["_mixed", "_is_wide", "mixed", "_add", "unflatten", "Size", "nbytes"],
             *["get_capabilities", "is_available", "str"],
             *["_linear_sum", "_fits", "_in_one_go", "_joined", "_add_product", "linear_sum"],
             *["_two_means_held", "sums_held", "_reads_once"],

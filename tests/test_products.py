@@ -150,6 +150,23 @@ def test_they_are_operators_as_torch_holds_them_to() -> None:
     torch.library.opcheck(ops.mixed_back.default, (x, g, 2))
 
 
+def test_parts_without_channels_are_nothing() -> None:
+    x, weight = [torch.ones(3, 0), torch.ones(3, 5)], torch.ones(5, 4)
+    empty, found = ops.mixed(x, weight, False, 1, [1, 0, 1, 4], [0, 1, 0, 1])
+    assert empty.shape == (3, 0)
+    assert (found == 5).all()
+    assert (ops.mixed_back(x, [empty, found], 1) == 15).all()
+
+
+def test_results_can_be_changed_in_place() -> None:
+    """Autograd forbids it of views that an operator made."""
+    x = [torch.randn(3, 5, requires_grad=True)]
+    (y,) = ops.mixed(x, torch.ones(5, 4), False, 1, [2, 2, 2], [1, 0, 2])
+    y += 1
+    y.sum().backward()
+    assert (x[0].grad == 4).all()
+
+
 def test_what_does_not_fit_is_refused() -> None:
     x, weight = [torch.randn(3, 5)], torch.randn(6, 4)
     with pytest.raises(ValueError, match=r"expected equal axes of rows and a weight \(5, 4\)"):
@@ -158,6 +175,8 @@ def test_what_does_not_fit_is_refused() -> None:
         ops.mixed([*x, torch.randn(4, 1)], weight, False, 1, [1, 4], [0, 1])
     with pytest.raises(ValueError, match="float32"):
         ops.mixed([x[0].double()], torch.randn(5, 4), False, 1, [1, 4], [0, 1])
+    with pytest.raises(ValueError, match="the last axis"):
+        ops.mixed(x, torch.randn(5, 4), False, 1, [1, 4], [1, 0])
     with pytest.raises(ValueError, match="axes of rows differ"):
         ops.mixed_back(x, [torch.randn(4, 1)], 1)
 
@@ -171,6 +190,7 @@ SPECS: dict[str, Any] = {
         "b1": (sc.Fixed(5),),
     },
     "fixed before and after": {"k": (sc.Fixed(8), "a", sc.Fixed(5)), "b": ("a",)},
+    "wide sums": {"k": ("a", "b", sc.Fixed(40)), "b": ("b",)},  # accumulated into a wide product
 }
 
 
@@ -178,7 +198,7 @@ def a_layer(name: str) -> tuple[Any, list[Tensor]]:
     torch.manual_seed(0)
     spec = SPECS[name]
     layer = sc.compile(spec, in_channels=16, out_channels=16, dtype="float32")
-    sizes = {"a": 33}
+    sizes = {"a": 33, "b": 7}
     leaves = layer.spec.leaves
     shapes = [
         [size_of(axis, {**sizes, **dict(layer.spec.sizes)}) for axis in leaf.axes]
@@ -208,6 +228,7 @@ def test_a_layer_in_parts_is_the_layer(name: str, monkeypatch: Any) -> None:
     results = []
     called: list[str] = []
     call = products.call
+    kept = [leaf.clone() for leaf in leaves]
     monkeypatch.setattr(
         products, "call", lambda name, *args: (called.append(name), call(name, *args))
     )
@@ -220,6 +241,7 @@ def test_a_layer_in_parts_is_the_layer(name: str, monkeypatch: Any) -> None:
             again = outputs(one, asked)  # sums are made in place then
         results.append(([*y, *again], found))
     assert {"symcompile_product", "symcompile_product_back"} <= {*called}
+    assert all(map(torch.equal, leaves, kept))
     (y, found), (wanted_y, wanted) = results
     close(y, wanted_y)
     for one, other in zip(found, wanted, strict=True):
@@ -231,7 +253,13 @@ def test_without_kernels_it_is_the_same_layer(name: str, monkeypatch: Any) -> No
     layer, leaves = a_layer(name)
     expected = outputs(layer, leaves)
     monkeypatch.setattr(sys.modules[type(layer).__module__], "_KERNELS", False)
-    close(outputs(layer, leaves), [part.double() for part in expected], 1e-5)
+    found = outputs(layer, leaves)
+    close(found, [part.double() for part in expected], 1e-5)
+    with torch.no_grad():
+        alone = outputs(layer, leaves)
+    close(alone, [part.double() for part in expected], 1e-5)
+    large = [part for part in alone if part.numel() > 2**10]
+    assert all(part.untyped_storage().nbytes() == part.nbytes for part in large)
     each = torch.func.vmap(lambda *x: tuple(outputs(layer, [*x])))(*leaves)
     close([*each], [part.double() for part in expected], 1e-5)
 

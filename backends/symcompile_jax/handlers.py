@@ -270,7 +270,7 @@ def product_of_parts(
     rows = [parts[0].shape[axis] for axis in orders[0]]
     x = _side("x", parts, orders, channels)
     shapes = [(*rows, width) for width in widths]
-    if not prod(rows) * sum(x["x_width"]):  # the kernel would write nothing
+    if not prod(rows) * sum(x["x_width"]) * sum(widths):  # the kernel would write nothing
         return [jnp.zeros(shape, jnp.float32) for shape in shapes]
     y = [ShapedArray(shape, jnp.float32) for shape in shapes]
     as_rows, as_channels = [[*range(len(rows))]] * len(y), [[len(rows)]] * len(y)

@@ -174,7 +174,7 @@ static Panel *panels_of(const Matrix &m, i64 *count) {
     const Run &run = m.run[i];
     for (i64 at = 0; at < run.width; at += LANES, v++) {
       Panel &panel = panels[v / 2];
-      panel.to[v % 2] = run.at + at, panel.from[v % 2] = run.at + at;
+      for (i64 k = v % 2; k < 2; k++) panel.to[k] = run.at + at, panel.from[k] = run.at + at;
       panel.width[v % 2] = least(LANES, run.width - at), panel.start[v % 2] = run.start + at;
       panel.part[v % 2] = panel.source[v % 2] = run.part;
     }
@@ -208,7 +208,7 @@ struct Shape {
 
 /* For few rows the time is that of reading the weight, which is quickest row by row. */
 static Shape shape_of_few(i64 panels, bool transposed) {
-  const i64 block = ROOM_B / (panels * PANEL) / 16 * 16;
+  const i64 block = ROOM_B / (panels > 0 ? panels * PANEL : PANEL) / 16 * 16;
   return transposed || block < 16 ? Shape{4 * BLOCK, PANELS / 4} : Shape{least(block, BLOCK), panels};
 }
 

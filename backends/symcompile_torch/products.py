@@ -57,7 +57,9 @@ def _mixed(
             f"found {[tuple(part.shape) for part in x]} times {tuple(weight.shape)}, expected "
             f"equal axes of rows and a weight {sides}"
         )
-    if not all(part.numel() for part in (*x, weight, *y)):
+    if any(part.stride(-1) != 1 for part in y if part.numel()):
+        raise ValueError(f"found orders {[*orders]}, expected the last axis of each to be the last")
+    if not weight.numel() or not prod(x[0].shape[:rows]):
         return [part.zero_() for part in y]
     call(
         "symcompile_product",
@@ -108,8 +110,11 @@ def _mixed_shape(
         count, *left = left
         sizes, left = [*x[0].shape[:rows], *left[:count]], left[count:]
         order, orders = orders[: len(sizes)], orders[len(sizes) :]
-        whole = x[0].new_empty([sizes[axis] for axis in order])
-        made.append(whole.permute([order.index(axis) for axis in range(len(order))]))
+        along, step = [0] * len(sizes), 1
+        for axis in reversed(order):
+            along[axis], step = step, step * max(sizes[axis], 1)
+        # No view: to autograd that could not be changed in place.
+        made.append(x[0].new_empty_strided(sizes, along))
     return made
 
 

@@ -326,7 +326,7 @@ def _product(x, weight):
     """x @ weight.
 
     On CPU oneDNN makes large products of float32 several times as fast as a BLAS that is tuned for
-    another processor; where it is tuned for this one, it is the quicker.
+    another processor; a BLAS that is tuned for this one is the quicker.
     """
     # An exported program serves batches of any size, so it must not choose by size.
     if x.dtype is not torch.float32 or x.device.type != "cpu" or _exporting():
@@ -485,8 +485,9 @@ def _mixed(parts, weight, channels, into):
 
 ADD = '''\
 def _add(total, *terms):
-    """A sum, in place unless something could tell."""
-    if _differs(total, *terms) or _transformed():
+    """A sum, in place unless something could tell, or the rest of a product is kept by it."""
+    alone = not _transformed() and total.untyped_storage().nbytes() == total.nbytes
+    if not alone or _differs(total, *terms):
         return sum(terms, total)
     for term in terms:
         total += term

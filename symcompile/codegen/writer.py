@@ -127,8 +127,7 @@ class _Writer:
         self.cells: dict[tuple[str, int, int], str] = {}  # pieces of weights, by first row, column
         self.paired: dict[int, _Value] = {}  # means made with another of the same value
         self.joined = self._joined_sums()  # by value, the mix of the one sum that multiplies it
-        self.apart: dict[int, int] = {}  # axes of channels of slices that are not joined
-        self.stored: dict[str, Sequence[int]] = {}  # and by name their sizes
+        self.stored: dict[int, Sequence[int]] = {}  # axes of channels of slices, if not joined
         self.held: dict[int, str] = {}  # by mix, what its sum holds of the means of what it reads
         self.current = 0  # the op being written
         # Names of values worth freeing: those with index axes, where anything has some.
@@ -165,7 +164,8 @@ class _Writer:
             case Slice(args=(arg,), start=start, stop=stop):
                 source = self.values[arg]
                 text = self.pieces.get(number) or f"{source.text}[..., {start}:{stop}]"
-                return replace(source, text=text, channels=self.apart.get(number, 1))
+                channels = len(self.stored[number]) if number in self.stored else 1
+                return replace(source, text=text, channels=channels)
             case Broadcast():
                 return self._broadcast(number, op)
             case Reduce():
@@ -404,8 +404,11 @@ class _Writer:
         pieces = [self._piece(number) for number in slices]
         names = [self._new(f"to_{self._destination(number)}") for number in slices]
         self.pieces.update(zip(slices, names, strict=True))
-        for number, name, piece in zip(slices, names, pieces, strict=True):
-            self.apart[number], self.stored[name] = len(piece.sizes) or 1, piece.sizes
+        self.stored.update(
+            (number, piece.sizes)
+            for number, piece in zip(slices, pieces, strict=True)
+            if piece.sizes
+        )
         text = self.dialect.mixed(parts, weight, channels, pieces)
         self.lines.append(f"{wrapped(names, bare=True)} = {text}")
 
@@ -503,7 +506,7 @@ class _Writer:
         """The rows and columns of a weight that a mix reads."""
         shape = self.shapes[op.weight]
         cols = "" if op.cols == (0, shape[-1]) else f"{op.cols[0]}:{op.cols[1]}"
-        if not self.values[op.args[0]].text:
+        if op.args[0] in self.owned.unmade:
             return f"{op.weight}[{cols}]" if cols else op.weight
         if len(shape) == 1:
             return f"{op.weight}[None, {cols or ':'}]"
@@ -567,9 +570,9 @@ class _Writer:
         values = [self.values[arg] for arg in made.plain]
         if len(values) == 1:
             return values[0]
-        stored = next((value for value in values if value.channels > 1), None)
-        if stored:
-            return self._onto(stored, [value for value in values if value is not stored], name)
+        stored = next((arg for arg in made.plain if arg in self.stored), None)
+        if stored is not None:
+            return self._onto(stored, [arg for arg in made.plain if arg != stored], name)
         texts = [value.text for value in values]
         target = self._new(name)
         self.lines.append(_sum(target, texts[:_TERMS]))
@@ -578,12 +581,12 @@ class _Writer:
             self.lines.append(_sum(target, [target, *texts[start : start + _TERMS]]))
         return _Value(target, wide=any(value.wide for value in values), stem=target)
 
-    def _onto(self, stored: _Value, terms: Sequence[_Value], name: str) -> _Value:
+    def _onto(self, stored: int, others: Sequence[int], name: str) -> _Value:
         """The sum of a value that lies as an output is stored, and of what is broadcast to it."""
-        sizes = self.stored[stored.text]
-        texts = [self.dialect.unflatten(term.text, sizes) for term in terms]
+        value, terms = self.values[stored], [self.values[arg] for arg in others]
+        texts = [self.dialect.unflatten(term.text, self.stored[stored]) for term in terms]
         wide = any(term.wide for term in terms)
-        return self._assign(name, self.dialect.add(stored.text, texts), replace(stored, wide=wide))
+        return self._assign(name, self.dialect.add(value.text, texts), replace(value, wide=wide))
 
     def _accumulate(self, accumulation: Accumulation, plain: Sequence[int], name: str) -> _Value:
         """Write a sum of which one mix is the base: all products and terms at once."""
