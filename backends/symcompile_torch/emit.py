@@ -162,10 +162,6 @@ FILLED = (
 {textwrap.indent(rows, "    ")})"""
 
 
-def _tuple(items: Sequence[str]) -> str:
-    return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
-
-
 class _Batching:
     def split(self, value: str, count: int, width: int) -> str:
         return f"{value}.reshape(-1, {count}, {width}).transpose(0, 1)"
@@ -203,7 +199,8 @@ class _Torch:
         pieces: Sequence[Piece],
     ) -> str:
         into = [str((p.sizes, p.order) if p.sizes else p.width) for p in pieces]
-        return f"_mixed(\n    {_tuple(parts)}, {weight},\n    {tuple(channels)}, {_tuple(into)},\n)"
+        given = [f"{wrapped(parts)}, {weight},", f"{tuple(channels)}, {wrapped(into)},"]
+        return f"_mixed(\n{textwrap.indent(chr(10).join(given), '    ')}\n)"
 
     stores = True
 

@@ -40,6 +40,9 @@ __all__ = ["WIDE", "Ownership", "Sum", "ownership", "tiling"]
 WIDE = 2**18
 """Entries of a weight whose products are large whatever the batch."""
 
+_MANY = 64
+"""Channels of parts, on average, from which to take them one by one costs less than it saves."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sum:
@@ -162,7 +165,8 @@ def ownership(
         and number not in within
         and not lazy[number]
         and _is_wide(program, types, number)
-        and tiling(ops, readers, types, number)
+        and (pieces := tiling(ops, readers, types, number))
+        and types[number].width >= _MANY * len(pieces)
     )
     stacks = {
         op.args[0]
@@ -189,16 +193,17 @@ def tiling(
 
 
 def _is_wide(program: Program, types: Sequence[Type], number: int) -> bool:
-    """Whether a mix has so many channels that its weight is large."""
+    """Whether a mix has so many channels that its weight is large, and of each that it reads."""
     op = program.ops[number]
     assert isinstance(op, Mix), "asked of mixes"
-    shape = program.matrices[op.weight]
+    shape, stack = program.matrices[op.weight], program.ops[op.args[0]]
     kind, read = types[number], types[op.args[0]]
     return (
         len(shape) == 2
         and kind.batched
         and read.width * kind.width >= WIDE
-        and not isinstance(program.ops[op.args[0]], Const)
+        and read.width >= _MANY * (len(stack.args) if isinstance(stack, Concat) else 1)
+        and not isinstance(stack, Const)
     )
 
 
