@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
 import sys
 from math import prod
 from typing import Any
@@ -105,6 +107,51 @@ def test_a_product_in_parts_is_what_it_says(args: tuple[Any, ...]) -> None:
     whole = (torch.cat([joined(part.double(), rows) for part in parts], -1) for parts in (x, g))
     one, other = (part.reshape(prod(part.shape[:-1]), part.shape[-1]) for part in whole)
     close([ops.mixed_back(x, g, rows)], [one.T @ other])
+
+
+@pytest.mark.parametrize("rows", [64, 700])
+def test_products_are_as_exact_as_those_of_float32(rows: int) -> None:
+    """Also by AMX, of three bfloat16 for a float: no digit of any size is lost."""
+    generator = torch.Generator().manual_seed(rows)
+    x, weight = (torch.randn(size, generator=generator) for size in ((rows, 1200), (1200, 700)))
+    x *= 10.0 ** torch.randint(-12, 12, (rows, 1), generator=generator)
+    weight *= 10.0 ** torch.randint(-12, 12, (700,), generator=generator)
+
+    def worst(found: Tensor, one: Tensor, other: Tensor) -> float:
+        one, other = one.double(), other.double()
+        return ((found - one @ other).abs() / (one.abs() @ other.abs())).max().item()
+
+    g = x[:, :700].contiguous() * 3
+    for found, one, other in (
+        (ops.mixed([x], weight, False, 1, [1, 700], [0, 1])[0], x, weight),
+        (ops.mixed([g], weight, True, 1, [1, 1200], [0, 1])[0], g, weight.T),
+        (ops.mixed_back([x], [g], 1), x.T, g),
+    ):
+        assert worst(found, one, other) <= min(2 * worst(one @ other, one, other), 1e-6)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3.40282e38, 1e-42])
+def test_what_is_no_number_comes_out_as_in_float32(value: float) -> None:
+    """Three bfloat16 of an infinity are none: it goes the way of vectors."""
+    x, weight = torch.rand(64, 600) + 1, torch.rand(600, 500) / 1000
+    x[5, 7] = value
+    wanted = x.double() @ weight.double()
+    y = ops.mixed([x], weight, False, 1, [1, 500], [0, 1])[0]
+    assert torch.allclose(y.double(), wanted, rtol=1e-5, equal_nan=True)
+    wanted = x.double().T @ x.double()[:, :500]
+    y = ops.mixed_back([x], [x[:, :500].contiguous()], 1)
+    assert torch.allclose(y.double(), wanted.float().double(), rtol=1e-5, equal_nan=True)
+
+
+def test_products_without_amx() -> None:
+    """What a processor without it runs, in a process that is told not to use it."""
+    chosen = "a_product_in_parts or as_exact or no_number"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    done = subprocess.run(
+        command, env={**os.environ, "SYMCOMPILE_AMX": "0"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "passed" in done.stdout
 
 
 @settings(max_examples=40, deadline=None)

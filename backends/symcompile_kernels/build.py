@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 __all__ = ["build", "library", "runs_here"]
 
 FOLDER = Path(__file__).parent
-HEADERS = FOLDER / "kernels.hpp", FOLDER / "products.hpp"
+HEADERS = FOLDER / "kernels.hpp", FOLDER / "products.hpp", FOLDER / "amx.hpp"
 FLAGS = ("-O3", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fPIC", "-shared")
 HOSTS = {"openmp": ("-fopenmp",), "xla": ("-pthread",)}
 """Sources and their own flags: for PyTorch, and for JAX, whose headers are in jaxlib."""

@@ -96,8 +96,27 @@ INLINE void fence() {
 #endif
 }
 
+/* Of a square of vectors, rows become columns. */
+INLINE void turn(vec (&v)[LANES]) {
+  each<LANES == 16 ? 4 : LANES == 8 ? 3 : 2>([&](auto power) HERE {
+    constexpr int s = 1 << power;
+    each<LANES>([&](auto i) HERE {
+      if constexpr ((i & s) == 0) {
+        typedef int ints __attribute__((vector_size(LANES * 4)));
+        ints low, high;
+        for (int lane = 0; lane < LANES; lane++) {
+          low[lane] = lane & s ? LANES + lane - s : lane;
+          high[lane] = lane & s ? LANES + lane : lane + s;
+        }
+        const vec a = v[i], b = v[i + s];
+        v[i] = __builtin_shuffle(a, b, low), v[i + s] = __builtin_shuffle(a, b, high);
+      }
+    });
+  });
+}
+
 INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
-INLINE i64 parts_of(i64 whole, i64 part) { return (whole + part - 1) / part; }
+constexpr i64 parts_of(i64 whole, i64 part) { return (whole + part - 1) / part; }
 INLINE i64 padded_to_tiles(i64 width) { return parts_of(width, 2 * LANES) * 2 * LANES; }
 
 /* Zeros, to be freed; null where there is no memory. */

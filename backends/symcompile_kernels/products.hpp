@@ -9,6 +9,7 @@
 
 #pragma once
 
+#include "amx.hpp"
 #include "kernels.hpp"
 
 constexpr int ROWS = LANES == 16 ? 12 : LANES == 8 ? 6 : 3; // of a tile of two vectors
@@ -75,25 +76,6 @@ static void places_of(const Matrix &m, i64 from, i64 some, i64 most, i64 *to) {
     }
 }
 
-/* Of a square of vectors, rows become columns. */
-INLINE void turn(vec (&v)[LANES]) {
-  each<LANES == 16 ? 4 : LANES == 8 ? 3 : 2>([&](auto power) HERE {
-    constexpr int s = 1 << power;
-    each<LANES>([&](auto i) HERE {
-      if constexpr ((i & s) == 0) {
-        typedef int ints __attribute__((vector_size(LANES * 4)));
-        ints low, high;
-        for (int lane = 0; lane < LANES; lane++) {
-          low[lane] = lane & s ? LANES + lane - s : lane;
-          high[lane] = lane & s ? LANES + lane : lane + s;
-        }
-        const vec a = v[i], b = v[i + s];
-        v[i] = __builtin_shuffle(a, b, low), v[i + s] = __builtin_shuffle(a, b, high);
-      }
-    });
-  });
-}
-
 /* to[k * step + r] = from[r][k], for `rows` rows, of `depth` entries each; other entries up to LANES
    rows may become anything, and `spare` floats after the last may be written. */
 static void pack_rows(const float *const *from, i64 rows, i64 depth, i64 step, float *to) {
@@ -120,37 +102,49 @@ struct Panel {
    tile is whole. */
 enum Writing { ADDS, WRITES, STREAMS };
 
-/* Of R rows and J vectors of a panel: packed a, [depth, ROWS], times packed b, [depth, PANEL]. Row r
-   of part p is at place[p * MOST_ROWS + r]. */
+/* The first `some` of a tile's results in a row; they are returned. */
+INLINE vec write(float *to, vec value, i64 some, Writing how) {
+  if (how == ADDS) value += load(to, some);
+  if (how == STREAMS && some == LANES)
+    stream(to, value);
+  else
+    store(to, value, some);
+  return value;
+}
+
+/* A panel of what is multiplied: packed, or where it lies. */
+struct Lines {
+  const float *at;
+  i64 step;
+};
+
+/* Of R rows and J vectors of a panel: packed a, [depth, ROWS], times b, [depth, PANEL]. Row r of
+   part p is at place[p * MOST_ROWS + r]. */
 template <int R, int J>
-static void product_tile(const float *a, const float *b, i64 depth, const Panel &p,
+static void product_tile(const float *a, const Lines &of_b, i64 depth, const Panel &p,
                          const i64 *place, i64 rows, Writing how) {
+  const float *b = of_b.at;
+  const i64 step = of_b.step;
   vec sum[R][J];
   each<R>([&](auto r) HERE { each<J>([&](auto v) HERE { sum[r][v] = vec{}; }); });
   if (how == ADDS)
     for (i64 v = 0; v < J; v++)
       for (i64 r = 0; r < rows; r++) __builtin_prefetch(p.to[v] + place[p.part[v] * MOST_ROWS + r]);
 #pragma GCC unroll 4
-  for (i64 k = 0; k < depth; k++, a += ROWS, b += PANEL) {
+  for (i64 k = 0; k < depth; k++, a += ROWS, b += step) {
     vec row[J];
     each<J>([&](auto v) HERE { row[v] = load(b + v * LANES); });
     each<R>([&](auto r) HERE { each<J>([&](auto v) HERE { sum[r][v] += a[r] * row[v]; }); });
   }
   each<J>([&](auto v) HERE {
-    const i64 some = p.width[v], *const places = place + p.part[v] * MOST_ROWS;
+    const i64 *const places = place + p.part[v] * MOST_ROWS;
     each<R>([&](auto r) HERE {
-      if (r < rows) {
-        float *const to = p.to[v] + places[r];
-        if (how == STREAMS && some == LANES)
-          stream(to, sum[r][v]);
-        else
-          store(to, how == ADDS ? sum[r][v] + load(to, some) : sum[r][v], some);
-      }
+      if (r < rows) write(p.to[v] + places[r], sum[r][v], p.width[v], how);
     });
   });
 }
 
-typedef void ProductTile(const float *, const float *, i64, const Panel &, const i64 *, i64, Writing);
+typedef void ProductTile(const float *, const Lines &, i64, const Panel &, const i64 *, i64, Writing);
 
 /* By thirds of the rows of a tile: [thirds - 1][more than one vector wide]. */
 static ProductTile *const PRODUCT_TILES[3][2] = {
@@ -182,40 +176,44 @@ static Panel *panels_of(const Matrix &m, i64 *count) {
   return panels;
 }
 
-/* What a thread packs: rows of x, and panels of what they are multiplied by. */
+/* What a thread packs: rows of x, and panels of what they are multiplied by; and sums to be. */
 struct Packed {
-  float *a, *b;
+  float *a, *b, *c;
 };
-constexpr i64 ROOM_A = MOST_ROWS * BLOCK + LANES, ROOM_B = PANELS * PANEL * BLOCK;
+#if SYMCOMPILE_AMX
+constexpr i64 AMX_ROWS = 512, AMX_CHANNELS = 272, AMX_PANELS = 8; // packed together
+constexpr i64 ROOM_A = AMX_CHANNELS * 2 * BLOCK * SPLIT / 2, ROOM_C = AMX_PANELS * PANEL * AMX_ROWS;
+#else
+constexpr i64 ROOM_A = MOST_ROWS * BLOCK + LANES, ROOM_C = 0;
+#endif
+constexpr i64 ROOM_B = PANELS * PANEL * BLOCK, ROOM = ROOM_A + ROOM_B + ROOM_C;
 
 /* Room for every thread, of which `line` is where the first begins; to be freed. */
 static float *room_for(i64 threads, float **line) {
-  float *const room = (float *)malloc((size_t)(threads * (ROOM_A + ROOM_B) + 16) * sizeof(float));
+  float *const room = (float *)malloc((size_t)(threads * ROOM + 16) * sizeof(float));
   *line = room + 16 - (uintptr_t)room / sizeof(float) % 16;
   return room;
 }
 
-/* How many rows, of a product of so many, a thread packs at once: all threads have as many to do. */
-static i64 rows_at_once(i64 rows, i64 threads, i64 most) {
+/* How many rows, of a product of so many, a thread packs at once, in tiles of `side`: all threads
+   have as many to do. */
+static i64 rows_at_once(i64 rows, i64 threads, i64 most, i64 side) {
   const i64 blocks = parts_of(parts_of(rows > 0 ? rows : 1, most), threads) * threads;
-  return parts_of(parts_of(rows, blocks), ROWS) * ROWS;
+  return parts_of(parts_of(rows, blocks), side) * side;
 }
 
 /* What is packed at once: so many entries to be added up, of so many panels. */
 struct Shape {
-  i64 block, group;
+  i64 block, group; // PANELS at most
 };
 
-/* For few rows the time is that of reading the weight, which is quickest row by row. */
-static Shape shape_of_few(i64 panels, bool transposed) {
-  const i64 block = ROOM_B / (panels > 0 ? panels * PANEL : PANEL) / 16 * 16;
-  return transposed || block < 16 ? Shape{4 * BLOCK, PANELS / 4} : Shape{least(block, BLOCK), panels};
-}
+/* For few rows the time is that of reading the weight, which is quickest along its rows. */
+constexpr Shape FEW_ROWS{64, PANELS}, FEW_ROWS_TRANSPOSED{4 * BLOCK, PANELS / 4};
 
 /* `rows` rows of panels of a result; row r of part p lies at place[p * MOST_ROWS + r]. `depth`
    entries are added up, a block of them at a time.
-   pack_a(from, some, to) packs all rows, pack_b(panel, from, some, to) a panel, of entries `from` to
-   `from + some`. */
+   pack_a(from, some, to) packs all rows, pack_b(panel, from, some, to) a panel, or says where it
+   lies, of entries `from` to `from + some`. */
 template <typename A, typename B>
 static void product_block(i64 rows, i64 depth, const Shape &of, const Panel *panel, i64 panels,
                           const i64 *place, bool streams, const Packed &room, A pack_a, B pack_b) {
@@ -227,19 +225,102 @@ static void product_block(i64 rows, i64 depth, const Shape &of, const Panel *pan
     pack_a(from, some, room.a);
     for (i64 p = 0; p < panels; p += group) {
       const i64 count = least(group, panels - p);
-      for (i64 q = 0; q < count; q++) pack_b(panel[p + q], from, some, room.b + q * some * PANEL);
+      Lines lines[PANELS];
+      for (i64 q = 0; q < count; q++) lines[q] = pack_b(panel[p + q], from, some, room.b + q * some * PANEL);
       for (i64 q = 0; q < count; q++) {
         const Panel &to = panel[p + q];
         for (i64 row = 0; row < rows; row += ROWS) {
           const i64 left = least(ROWS, rows - row);
           PRODUCT_TILES[(3 * left - 1) / ROWS][to.width[1] > 0](
-              room.a + row * some, room.b + q * some * PANEL, some, to, place + row, left, how);
+              room.a + row * some, lines[q], some, to, place + row, left, how);
         }
       }
     }
   }
   if (streams) fence();
 }
+
+#if SYMCOMPILE_AMX
+/* to[r * step + c]: `rows` rows of `width` channels from `start` on, which is in `run`; zeros up to
+   512 floats. Row r of part p lies at place[p * most + r]. */
+static void gather(const Run *run, i64 start, i64 width, const i64 *place, i64 most, i64 rows,
+                   i64 step, float *to) {
+  memset(to, 0, SIDE * STEP * sizeof(float));
+  for (i64 at = start; at < start + width; run++) {
+    const i64 some = least(start + width, run->start + run->width) - at;
+    for (i64 r = 0; r < rows; r++)
+      memcpy(to + r * step + (at - start),
+             run->at + place[run->part * most + r] + (at - run->start), (size_t)some * sizeof(float));
+    at += some;
+  }
+}
+
+constexpr i64 AMX_BLOCK = 2 * STEP; // entries added up before they are added to the sum of all: what
+                                    // a tile is made of stays in the first cache
+
+/* As `product_block`, by AMX; false if a result is no number. pack_a(from, some, to) packs all rows,
+   [tile][step][SPLIT], and pack_b(panel, from, some, to) a panel, [step][2][SPLIT], of entries `from`
+   to `from + some`, 32 a step. The sums of a group of panels stay in the second cache until they
+   are whole. */
+template <typename A, typename B>
+static bool amx_block(i64 rows, i64 depth, const Panel *panel, i64 panels, const i64 *place,
+                      bool streams, const Packed &room, A pack_a, B pack_b) {
+  alignas(64) float made[2][STEP * STEP];
+  bits most = {};
+  const i64 tall = parts_of(rows, SIDE), tiles = parts_of(rows, STEP);
+  const i64 of_block = tall * (AMX_BLOCK / STEP) * SPLIT * TILE_FLOATS;
+  const bool fits = of_block * parts_of(depth, AMX_BLOCK) <= ROOM_A; // all of a: packed once
+  tiles_begin();
+  for (i64 p = 0; p < panels; p += AMX_PANELS) {
+    const i64 count = least(AMX_PANELS, panels - p);
+    for (i64 from = 0; from < depth; from += AMX_BLOCK) {
+      const i64 some = least(AMX_BLOCK, depth - from), steps = parts_of(some, STEP);
+      const i64 a_step = steps * SPLIT * TILE_FLOATS;
+      float *const packed = room.a + (fits ? from / AMX_BLOCK * of_block : 0);
+      if (p == 0 || !fits) pack_a(from, some, packed);
+      for (i64 q = 0; q < count; q++) pack_b(panel[p + q], from, some, room.b + q * 2 * a_step);
+      /* A tile is added to its sum, or in the last block written where it belongs. */
+      const auto finish = [&](i64 index) {
+        const float *const part = made[index % 2];
+        float *const sum = room.c + index * STEP * STEP;
+        const i64 row = index % tiles * STEP, left = least(STEP, rows - row);
+        if (from + some < depth) {
+          for (i64 at = 0; at < left * STEP; at += SIDE)
+            store(sum + at, from > 0 ? load(sum + at) + load(part + at) : load(part + at));
+          return;
+        }
+        const Panel &to = panel[p + index / tiles];
+        for (i64 v = 0; v < 2 && to.width[v] > 0; v++)
+          for (i64 r = 0; r < left; r++) {
+            const i64 at = r * STEP + v * SIDE;
+            const vec value = from > 0 ? load(sum + at) + load(part + at) : load(part + at);
+            const bits size = (bits)value & 0x7fffffff;
+            most = size > most ? size : most;
+            write(to.to[v] + place[to.part[v] * MOST_ROWS + row + r], value, to.width[v],
+                  streams ? STREAMS : WRITES);
+          }
+      };
+      for (i64 index = 0; index < count * tiles; index++) {
+        const float *const a = packed + index % tiles * 2 * a_step;
+        const float *const b = room.b + index / tiles * 2 * a_step;
+        const auto before = [&]() HERE {
+          if (index > 0) finish(index - 1);
+        };
+        if (rows - index % tiles * STEP > SIDE)
+          amx_tile<2, 2>(a, a_step, b, steps, made[index % 2], before);
+        else
+          amx_tile<1, 2>(a, a_step, b, steps, made[index % 2], before);
+      }
+      finish(count * tiles - 1);
+    }
+  }
+  tiles_end();
+  if (streams) fence();
+  bool finite = true;
+  for (int lane = 0; lane < LANES; lane++) finite = finite && most[lane] < 0x7f800000;
+  return finite;
+}
+#endif
 
 /* y = x @ weight, or x @ weight^T, of matrices in parts; weight is [channels of x, of y], or
    transposed, and contiguous. */
@@ -254,21 +335,29 @@ static int product(const Pool &pool, i64 axes, const i64 *shape, const Parts &x_
   const bool enough = x.run && panel && room && places;
   /* Threads share the rows, or if there are few the channels: each packs what they do not share. */
   const bool few = x.rows < y.channels && panels >= pool.threads;
-  const i64 length = rows_at_once(x.rows, few ? 1 : pool.threads, MOST_ROWS);
+#if SYMCOMPILE_AMX
+  const bool by_amx = x.rows > 2 * ROWS && amx_is_there();
+  const i64 most = by_amx ? AMX_ROWS : MOST_ROWS, side = by_amx ? STEP : ROWS;
+#else
+  const i64 most = MOST_ROWS, side = ROWS;
+#endif
+  const i64 length = rows_at_once(x.rows, few ? 1 : pool.threads, most, side);
   const i64 shares = few ? pool.threads : 1;
   const auto pack_weight = [&](const Panel &p, i64 from, i64 some, float *to) {
-    if (!transposed) {
-      const float *row[2] = {weight + from * y.channels + p.start[0],
-                             weight + from * y.channels + p.start[1]};
-      for (i64 k = 0; k < some; k++, row[0] += y.channels, row[1] += y.channels, to += PANEL)
-        pack_panel(row, p.width, to);
-      return;
-    }
-    for (i64 v = 0; v < 2; v++) {
-      const float *lies[LANES] = {};
-      for (i64 r = 0; r < p.width[v]; r++) lies[r] = weight + (p.start[v] + r) * x.channels + from;
-      pack_rows(lies, p.width[v], some, PANEL, to + v * LANES);
-    }
+    const float *row[2] = {weight + from * y.channels + p.start[0],
+                           weight + from * y.channels + p.start[1]};
+    if (!transposed && x.rows <= 2 * ROWS && p.width[0] == LANES && p.width[1] == LANES)
+      return Lines{row[0], y.channels};
+    if (!transposed)
+      for (i64 k = 0; k < some; k++, row[0] += y.channels, row[1] += y.channels)
+        pack_panel(row, p.width, to + k * PANEL);
+    else
+      for (i64 v = 0; v < 2; v++) {
+        const float *lies[LANES] = {};
+        for (i64 r = 0; r < p.width[v]; r++) lies[r] = weight + (p.start[v] + r) * x.channels + from;
+        pack_rows(lies, p.width[v], some, PANEL, to + v * LANES);
+      }
+    return Lines{to, PANEL};
   };
   if (enough && x.rows > 0)
     pool.run(parts_of(x.rows, length) * shares, [&](i64 item, i64 thread) {
@@ -293,10 +382,56 @@ static int product(const Pool &pool, i64 axes, const i64 *shape, const Parts &x_
             pack_rows(lies, left, b - a, ROWS, to + row * some + (a - from) * ROWS);
           }
       };
-      float *const mine = line + thread * (ROOM_A + ROOM_B);
-      const Shape of = x.rows <= 2 * ROWS ? shape_of_few(last - first, transposed) : Shape{BLOCK, PANELS};
-      product_block(rows, x.channels, of, panel + first, last - first, of_y, false,
-                    Packed{mine, mine + ROOM_A}, pack_x, pack_weight);
+      float *const mine = line + thread * ROOM;
+      const Packed here{mine, mine + ROOM_A, mine + ROOM_A + ROOM_B};
+#if SYMCOMPILE_AMX
+      const auto pack_x_tiles = [&](i64 from, i64 some, float *to) {
+        for (i64 row = 0; row < rows; row += SIDE) {
+          const i64 left = least(SIDE, rows - row);
+          const Run *run = x.run;
+          for (i64 k = from; k < from + some; k += STEP, to += SPLIT * TILE_FLOATS) {
+            while (run->start + run->width <= k) run++;
+            const float *lies[SIDE];
+            alignas(64) float together[SIDE * STEP];
+            if (left == SIDE && k + STEP <= run->start + run->width) {
+              const i64 *const place = of_x + run->part * MOST_ROWS + row;
+              for (i64 r = 0; r < SIDE; r++) lies[r] = run->at + (k - run->start) + place[r];
+            } else {
+              gather(run, k, least(STEP, from + some - k), of_x + row, MOST_ROWS, left, STEP, together);
+              for (i64 r = 0; r < SIDE; r++) lies[r] = together + r * STEP;
+            }
+            pack_tile<false>([&](i64 r, i64 half) HERE { return load(lies[r] + half * SIDE); }, to);
+          }
+        }
+      };
+      const auto pack_weight_tiles = [&](const Panel &p, i64 from, i64 some, float *to) {
+        for (i64 k = 0; k < some; k += STEP)
+          for (i64 v = 0; v < 2; v++, to += SPLIT * TILE_FLOATS)
+            if (transposed)
+              pack_tile<true>(
+                  [&](i64 r, i64 half) HERE {
+                    const i64 at = k + half * SIDE;
+                    if (r >= p.width[v] || at >= some) return vec{};
+                    return load(weight + (p.start[v] + r) * x.channels + from + at, some - at);
+                  },
+                  to);
+            else
+              pack_tile<false>(
+                  [&](i64 r, i64 half) HERE {
+                    const i64 at = k + half * SIDE + r;
+                    if (at >= some || p.width[v] <= 0) return vec{};
+                    return load(weight + (from + at) * y.channels + p.start[v], p.width[v]);
+                  },
+                  to);
+      };
+      if (by_amx &&
+          amx_block(rows, x.channels, panel + first, last - first, of_y, false,
+                    here, pack_x_tiles, pack_weight_tiles))
+        return;
+#endif
+      const Shape of = x.rows > 2 * ROWS ? Shape{BLOCK, PANELS} : transposed ? FEW_ROWS_TRANSPOSED : FEW_ROWS;
+      product_block(rows, x.channels, of, panel + first, last - first, of_y, false, here, pack_x,
+                    pack_weight);
     });
   free(x.run), free(y.run), free(panel), free(room), free(places);
   return !enough;
@@ -315,7 +450,13 @@ static int product_back(const Pool &pool, i64 axes, const i64 *shape, const Part
   const i64 of_thread = BLOCK_ROWS * (x.parts + g.parts) + MOST_ROWS;
   i64 *const places = zeros<i64>(pool.threads * of_thread);
   const bool enough = x.run && panel && room && places;
-  const i64 length = rows_at_once(x.channels, pool.threads, MOST_CHANNELS);
+#if SYMCOMPILE_AMX
+  const bool by_amx = x.rows > 2 * ROWS && amx_is_there();
+  const i64 most = by_amx ? AMX_CHANNELS : MOST_CHANNELS, side = by_amx ? SIDE : ROWS;
+#else
+  const i64 most = MOST_CHANNELS, side = ROWS;
+#endif
+  const i64 length = rows_at_once(x.channels, pool.threads, most, side);
   bool streams = g.channels % LANES == 0 && (uintptr_t)weight % (LANES * sizeof(float)) == 0;
   for (i64 i = 0; enough && i < panels; i++)
     for (i64 v = 0; v < 2; v++) {
@@ -349,14 +490,57 @@ static int product_back(const Pool &pool, i64 axes, const i64 *shape, const Part
       const auto pack_g = [&](const Panel &p, i64, i64 some, float *to) {
         const i64 *const first = of_g + p.source[0] * BLOCK_ROWS;
         const i64 *const second = of_g + p.source[1] * BLOCK_ROWS;
-        for (i64 row = 0; row < some; row++, to += PANEL) {
+        for (i64 row = 0; row < some; row++) {
           const float *const lies[2] = {p.from[0] + first[row], p.from[1] + second[row]};
-          pack_panel(lies, p.width, to);
+          pack_panel(lies, p.width, to + row * PANEL);
+        }
+        return Lines{to, PANEL};
+      };
+      float *const mine = line + thread * ROOM;
+      const Packed here{mine, mine + ROOM_A, mine + ROOM_A + ROOM_B};
+#if SYMCOMPILE_AMX
+      const auto pack_x_tiles = [&](i64 from, i64 some, float *to) {
+        places_of(x, from, some, BLOCK_ROWS, of_x);
+        const Run *run = x.run;
+        for (i64 k = start; k < start + channels; k += SIDE) {
+          while (run->start + run->width <= k) run++;
+          const i64 width = least(SIDE, start + channels - k);
+          for (i64 row = 0; row < some; row += STEP, to += SPLIT * TILE_FLOATS) {
+            const float *lies[STEP];
+            alignas(64) float together[STEP * SIDE];
+            if (k + SIDE <= run->start + run->width && row + STEP <= some) {
+              const i64 *const place = of_x + run->part * BLOCK_ROWS + row;
+              for (i64 r = 0; r < STEP; r++) lies[r] = run->at + (k - run->start) + place[r];
+            } else {
+              gather(run, k, width, of_x + row, BLOCK_ROWS, least(STEP, some - row), SIDE, together);
+              for (i64 r = 0; r < STEP; r++) lies[r] = together + r * SIDE;
+            }
+            pack_tile<true>([&](i64 r, i64 half) HERE { return load(lies[r + half * SIDE]); }, to);
+          }
         }
       };
-      float *const mine = line + thread * (ROOM_A + ROOM_B);
+      i64 placed = -1;
+      const auto pack_g_tiles = [&](const Panel &p, i64 from, i64 some, float *to) {
+        if (placed != from) places_of(g, placed = from, some, BLOCK_ROWS, of_g);
+        for (i64 row = 0; row < some; row += STEP)
+          for (i64 v = 0; v < 2; v++, to += SPLIT * TILE_FLOATS) {
+            const i64 *const place = of_g + p.source[v] * BLOCK_ROWS + row;
+            pack_tile<false>(
+                [&](i64 r, i64 half) HERE {
+                  const i64 at = half * SIDE + r;
+                  if (row + at >= some || p.width[v] <= 0) return vec{};
+                  return load(p.from[v] + place[at], p.width[v]);
+                },
+                to);
+          }
+      };
+      if (by_amx &&
+          amx_block(channels, x.rows, panel, panels, of_weight, streams, here,
+                    pack_x_tiles, pack_g_tiles))
+        return;
+#endif
       product_block(channels, x.rows, Shape{BLOCK_ROWS, PANELS / 2}, panel, panels, of_weight, streams,
-                    Packed{mine, mine + ROOM_A}, pack_x, pack_g);
+                    here, pack_x, pack_g);
     });
   free(x.run), free(g.run), free(panel), free(room), free(places);
   return !enough;
