@@ -137,7 +137,7 @@ FUNCTIONS = {
             "_transformed",
             "_in_transform",
             *["_differs", "forward"],
-            *["_mixed", "_is_wide", "mixed", "_add", "unflatten", "Size", "nbytes"],
+            *["_mixed", "_is_wide", "mixed", "_onto", "unflatten", "Size", "nbytes"],
             *["get_capabilities", "is_available", "str"],
             *["_linear_sum", "_fits", "_in_one_go", "_joined", "_add_product", "linear_sum"],
             *["_two_means_held", "sums_held", "_reads_once"],
@@ -170,7 +170,7 @@ FUNCTIONS = {
         *["moveaxis", "diagonal", "broadcast_to", "reshape", "where", "arange", "ones", "draw"],
         *["_init", "_scaled", "_orthogonal", "jit", "qr", "sign", "conj"],
         *["_linear_sum", "_joined", "fits", "linear_sum", "transpose", "get"],
-        *["_mixed", "mixed", "getattr"],
+        *["_mixed", "mixed", "getattr", "prod", "_stored", "_onto"],
         *["_two_means", "two_means_fit", "two_means", "_two_means_held", "two_means_held"],
     },
 }

@@ -29,12 +29,27 @@ def cases(draw_from):  # type: ignore[no-untyped-def]
     return seed, sizes, draw_from(WIDTHS), draw_from(WIDTHS), draw_from(st.booleans())
 
 
+def lying(rng, sizes, width):  # type: ignore[no-untyped-def]
+    """How a result is stored: as it is; or its channels as axes, that are among those of rows and
+    joined to some of them."""
+    if width % 2 or not rng.integers(3):
+        return (width,), (), ()
+    apart = 2, width // 2
+    count = len(sizes) + 1
+    order = *(int(axis) for axis in rng.permutation(count)), count
+    lies = [(*sizes, *apart)[axis] for axis in order]
+    at = int(rng.integers(count))
+    joined = *lies[:at], lies[at] * lies[at + 1], *lies[at + 2 :]
+    return apart, order, joined if rng.integers(2) else tuple(lies)
+
+
 def a_product(seed, sizes, depths, widths, transposed):  # type: ignore[no-untyped-def]
     """Parts and a weight, and the primitive with its oracle, as functions of them."""
     rng = np.random.default_rng(seed)
     sides = (sum(widths), sum(depths)) if transposed else (sum(depths), sum(widths))
     args = *(draw(rng, *sizes, depth) for depth in depths), draw(rng, *sides)
-    params = {"widths": tuple(widths), "transposed": transposed}
+    into = tuple(lying(rng, sizes, width) for width in widths)
+    params = {"into": into, "transposed": transposed}
     found = partial(products._mixed.bind, **params)
     return args, found, partial(products._plain_mixed, **params)
 
@@ -79,6 +94,17 @@ def test_products_larger_than_what_is_packed(made_of, sizes, depths, widths, tra
     """Of many rows, and of fewer than channels, which threads share then."""
     args, found, wanted = made_of(0, sizes, depths, widths, transposed)
     all_close(found(*args), exact(wanted, *args), 5e-6)
+
+
+def test_results_lie_as_they_are_stored() -> None:
+    """By the oracle of that: axes of channels among those of rows, then some as one."""
+    rng = np.random.default_rng(0)
+    x, weight = draw(rng, 3, 5, 40), draw(rng, 40, 2 * 7 + 6)
+    fold, rest = kernels.mixed([x], weight, [((2, 7), (2, 0, 1, 3), (6, 5, 7)), 6])
+    y = np.asarray(x, float) @ np.asarray(weight, float)
+    apart = y[..., :14].reshape(3, 5, 2, 7)
+    close(fold, apart.transpose(2, 0, 1, 3).reshape(6, 5, 7))
+    close(rest, y[..., 14:])
 
 
 @BOTH
@@ -158,7 +184,7 @@ def test_parts_are_read_as_they_lie(made_of, seed, rows, channels) -> None:  # t
         found = products._kernel_back(*parts, count=1, **places)
         wanted = exact(partial(products._plain_back, count=1), *moved)
     else:
-        params = {"widths": (21, 5), "transposed": bool(rng.integers(2))}
+        params = {"into": (((21,), (), ()), ((5,), (), ())), "transposed": bool(rng.integers(2))}
         sides = sum(part.shape[-1] for part in moved), 26
         weight = draw(rng, *(sides[::-1] if params["transposed"] else sides))
         found = products._kernel_mixed(*parts, weight, **params, **places)

@@ -161,13 +161,35 @@ def _linear_sum(*products, terms=(), held=None):
 
 _MIXED = '''
 
-def _mixed(parts, weight, widths):
-    """Parts, side by side, times a weight, in parts: with kernels, read where they lie."""
+def _mixed(parts, weight, into):
+    """Parts side by side times a weight, in parts: with kernels, read and written where they lie.
+
+    `into` has the width of each result; or how it is stored: its axes of channels, the order of all
+    axes but the batch's, and the shape that they are joined to then.
+    """
     fits = getattr(_KERNELS, "mixed_fit", None)
     if fits is not None and fits(parts, weight):
-        return _KERNELS.mixed(parts, weight, widths)
+        return _KERNELS.mixed(parts, weight, into)
+    into = [piece if type(piece) is tuple else ((piece,), (), ()) for piece in into]
+    widths = [math.prod(sizes) for sizes, *_ in into]
     ends = [sum(widths[: k + 1]) for k in range(len(widths) - 1)]
-    return jnp.split(_joined(parts) @ weight, ends, axis=-1)
+    pieces = jnp.split(_joined(parts) @ weight, ends, axis=-1)
+    return [_stored(y.reshape(*y.shape[:-1], *how[0]), *how[1:]) for y, how in zip(pieces, into)]
+
+
+def _stored(value, order, shape):
+    """With its last axes in that order, and joined."""
+    before = value.ndim - len(order)
+    moved = value.transpose(*range(before), *(before + axis for axis in order))
+    return moved.reshape(*moved.shape[:before], *shape)
+
+
+def _onto(total, terms, shape, sizes, order):
+    """The sum of a part of a product, that lies as an output is stored, and of terms."""
+    for term in terms:
+        whole = jnp.broadcast_to(term.reshape(*term.shape[:-1], *sizes), shape)
+        total += _stored(whole, order, total.shape[len(shape) - len(order) :])
+    return total
 '''
 
 _JOINED = """
@@ -262,7 +284,7 @@ def emit(compiled: Compiled) -> str:
     listing = "".join(f"    {name!r}: {shape!r},\n" for name, shape in shapes)
     source = _TEMPLATE.format(
         header=header(compiled, "JAX"),
-        imports="import sys\n\n" if helped else "",
+        imports=("import math\n" if mixed else "") + ("import sys\n\n" if helped else ""),
         kernels=_KERNELS if helped else "",
         tensors=tensors_table(parts.tensors),
         shapes=f"{{\n{listing}}}",
@@ -314,16 +336,12 @@ class _Jax:
         channels: Sequence[int],
         pieces: Sequence[Piece],
     ) -> str:
-        widths = wrapped([str(piece.width) for piece in pieces])
-        return f"_mixed({wrapped(parts, width=40)}, {weight}, {widths})"
+        into = [f"({p.sizes}, {p.order}, {p.stored})" if p.sizes else str(p.width) for p in pieces]
+        return f"_mixed({wrapped(parts, width=40)}, {weight}, {wrapped(into)})"
 
-    stores = False  # XLA adds and moves axes in one pass
-
-    def unflatten(self, value: str, sizes: Sequence[int]) -> str:
-        return f"{value}.reshape(*{value}.shape[:-1], {', '.join(map(str, sizes))})"
-
-    def add(self, value: str, terms: Sequence[str]) -> str:
-        return " + ".join([value, *terms])
+    def onto(self, value: str, terms: Sequence[str], piece: Piece) -> str:
+        how = f"{piece.shape}, {piece.sizes}, {piece.order}"
+        return f"_onto({value}, {wrapped(terms, width=40)}, {how})"
 
     takes_parts = True
     moves_together = True

@@ -258,22 +258,32 @@ def product_of_parts(
     parts: Sequence[Array],
     weight: Array,
     *,
-    widths: Sequence[int],
+    into: Sequence[tuple[Sequence[int], Sequence[int], Sequence[int]]],
     transposed: bool,
     orders: Sequence[Sequence[int]],
     channels: Sequence[Sequence[int]],
 ) -> list[Array]:
-    """The product of a matrix in parts and a weight, or its transpose, in parts of `widths`.
+    """The product of a matrix in parts and a weight, or its transpose, in parts.
 
-    orders[i] are the axes of rows of part i, channels[i] those that are its channels.
+    orders[i] are the axes of rows of part i, channels[i] those that are its channels. into[i] are
+    the sizes of the axes that the channels of result i are, the order in which its last axes lie,
+    and the shape they are joined to.
     """
     rows = [parts[0].shape[axis] for axis in orders[0]]
     x = _side("x", parts, orders, channels)
-    shapes = [(*rows, width) for width in widths]
-    if not prod(rows) * sum(x["x_width"]) * sum(widths):  # the kernel would write nothing
+    y, shapes, as_rows, as_channels = [], [], [], []
+    for sizes, order, joined in into:
+        apart = [*rows, *sizes]
+        first = len(apart) - len(order)
+        lies = [*range(first), *(first + axis for axis in order)]
+        places = [lies.index(axis) for axis in range(len(apart))]
+        y.append(ShapedArray(tuple(apart[axis] for axis in lies), jnp.float32))
+        shapes.append((*y[-1].shape[:first], *(joined or y[-1].shape[first:])))
+        as_rows.append(places[: len(rows)])
+        as_channels.append(places[len(rows) :])
+    width = sum(prod(sizes) for sizes, *_ in into)
+    if not prod(rows) * sum(x["x_width"]) * width:  # the kernel would write nothing
         return [jnp.zeros(shape, jnp.float32) for shape in shapes]
-    y = [ShapedArray(shape, jnp.float32) for shape in shapes]
-    as_rows, as_channels = [[*range(len(rows))]] * len(y), [[len(rows)]] * len(y)
     made: list[Array] = _call(
         "mixed",
         inf,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from symcompile_jax.primitives import (
     as_it_lay,
     by_vmap,
     instantiated,
+    inverse,
     is_unknown,
     primitive,
     shape_of,
@@ -36,6 +37,10 @@ from symcompile_jax.primitives import (
 )
 
 __all__ = ["mixed", "mixed_fit"]
+
+Lies: TypeAlias = tuple[Order, Order, Order]
+"""Of a result: the sizes its channels are of, the order that its last axes are in, none if they
+are in order, and the shape that those are joined to."""
 
 _LEAST_WEIGHT = 2**18
 """Entries of a weight from which the kernel is the quickest, and rows for as many vectors."""
@@ -59,41 +64,71 @@ def mixed_fit(parts: Sequence[Array], weight: Array) -> bool:
     )
 
 
-def mixed(parts: Sequence[Array], weight: Array, widths: Sequence[int]) -> list[Array]:
+def mixed(
+    parts: Sequence[Array],
+    weight: Array,
+    into: Sequence[int | tuple[Order, Order, Order]],
+) -> list[Array]:
     """The product of arrays side by side and a weight, apart again.
 
     Args:
         parts: of shapes (*rows, channels), of which each has its own number of channels.
-        weight: of shape (all those channels, sum of the widths).
-        widths: the channels of each result, of shape (*rows, width).
+        weight: of shape (all those channels, sum of all widths).
+        into: of each result, which is of shape (*rows, width), the width. Or how it is stored: its
+            axes (*rows, *sizes), the last of them in an order that ends with the last, and then
+            joined to a shape: that is (sizes, order, shape).
 
     Raises:
         ValueError: shapes disagree, or an array is none of float32.
     """
+    made_so = tuple(
+        ((piece,), (), ()) if isinstance(piece, int) else tuple(map(tuple, piece))
+        for piece in into
+    )
     rows = {part.shape[:-1] for part in parts if part.ndim}
-    if not widths or len(rows) != 1 or not all(part.ndim for part in parts):
+    if not made_so or len(rows) != 1 or not all(part.ndim for part in parts):
         shapes = [part.shape for part in parts]
         raise ValueError(
-            f"found parts of {shapes} for widths {[*widths]}, expected some of each, "
+            f"found parts of {shapes} for results of {[*into]}, expected some of each, "
             "and that parts differ in their last axis alone"
         )
-    expected = sum(part.shape[-1] for part in parts), sum(widths)
+    expected = sum(part.shape[-1] for part in parts), sum(prod(sizes) for sizes, *_ in made_so)
     if weight.shape != expected:
         raise ValueError(f"found a weight of {weight.shape}, expected {expected}")
     kinds = {str(value.dtype) for value in (*parts, weight)}
     if kinds != {"float32"}:
         raise ValueError(f"found {sorted(kinds)}, expected float32")
-    made: list[Array] = _mixed.bind(*parts, weight, widths=tuple(widths), transposed=False)
+    made: list[Array] = _mixed.bind(*parts, weight, into=made_so, transposed=False)
     return made
 
 
 # -- products -------------------------------------------------------------------------------
 
 
-def _plain_mixed(*args: Array, widths: tuple[int, ...], transposed: bool) -> list[Array]:
+def _plain_mixed(*args: Array, into: tuple[Lies, ...], transposed: bool) -> list[Array]:
     *parts, weight = args
     y = _side_by_side(parts) @ (weight.T if transposed else weight)
-    return jnp.split(y, _ends(widths), -1)
+    pieces = jnp.split(y, _ends([prod(sizes) for sizes, *_ in into]), -1)
+    return [_lain(piece, lies) for piece, lies in zip(pieces, into, strict=True)]
+
+
+def _lain(piece: Array, lies: Lies) -> Array:
+    """What is of shape (*rows, width), as a result lies."""
+    sizes, order, shape = lies
+    apart = piece.reshape(*piece.shape[:-1], *sizes)
+    before = apart.ndim - len(order)
+    moved = apart.transpose(*range(before), *(before + axis for axis in order))
+    return moved.reshape(*moved.shape[:before], *shape)
+
+
+def _joined(value: Array, lies: Lies, rows: Sequence[int]) -> Array:
+    """What lies as a result does, of shape (*rows, width)."""
+    sizes, order, _ = lies
+    apart = [*rows, *sizes]
+    before = len(apart) - len(order)
+    lain = [*range(before), *(before + axis for axis in order)]
+    moved = value.reshape([apart[axis] for axis in lain])
+    return moved.transpose(inverse(tuple(lain))).reshape(*rows, prod(sizes))
 
 
 def _side_by_side(parts: Sequence[Array]) -> Array:
@@ -105,8 +140,9 @@ def _ends(widths: Sequence[int]) -> list[int]:
     return [*accumulate(widths)][:-1]
 
 
-def _widths(parts: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(shape_of(part)[-1] for part in parts)
+def _as(parts: Sequence[Any]) -> tuple[Lies, ...]:
+    """Results that lie as these parts do."""
+    return tuple(((shape_of(part)[-1],), (), ()) for part in parts)
 
 
 def _kernel_mixed(*args: Array, **params: Any) -> list[Array]:
@@ -153,11 +189,11 @@ _mixed = primitive(
     "mixed",
     _plain_mixed,
     _kernel_mixed,
-    ("widths", "transposed"),
+    ("into", "transposed"),
     several=True,
     through=_mixed_through,
 )
-"""Parts and a weight, or its transpose, to parts of `widths`."""
+"""Parts and a weight, or its transpose, to parts that lie as `into` says."""
 
 
 def _mixed_jvp(args: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
@@ -169,7 +205,7 @@ def _mixed_jvp(args: Sequence[Any], tangents: Sequence[Any], **params: Any) -> A
         pieces = weight
         if len(some) < len(parts):
             axis = int(params["transposed"])
-            apart = jnp.split(weight, _ends(_widths(parts)), axis)
+            apart = jnp.split(weight, _ends([shape_of(part)[-1] for part in parts]), axis)
             pieces = jnp.concatenate([apart[place] for place in some], axis)
         moved.append(_mixed.bind(*(to_parts[place] for place in some), pieces, **params))
     if varies(to_weight):
@@ -178,14 +214,15 @@ def _mixed_jvp(args: Sequence[Any], tangents: Sequence[Any], **params: Any) -> A
 
 
 def _mixed_transpose(
-    sums: Sequence[Any], *args: Any, widths: tuple[int, ...], transposed: bool
+    sums: Sequence[Any], *args: Any, into: tuple[Lies, ...], transposed: bool
 ) -> list[Any]:
     *parts, weight = args
-    g = instantiated(sums)
+    rows = shape_of(parts[0])[:-1]
+    g = [_joined(one, lies, rows) for one, lies in zip(instantiated(sums), into, strict=True)]
     if is_unknown(weight):
         x, y = (g, parts) if transposed else (parts, g)
         return [*[None] * len(parts), _mixed_back.bind(*x, *y, count=len(x))]
-    found = _mixed.bind(*g, weight, widths=_widths(parts), transposed=not transposed)
+    found = _mixed.bind(*g, weight, into=_as(parts), transposed=not transposed)
     return [*_if_unknown(parts, found), None]
 
 
@@ -195,7 +232,7 @@ def _if_unknown(args: Sequence[Any], found: Sequence[Array]) -> list[Array | Non
 
 def _mixed_batch(args: Sequence[Any], dims: Sequence[int | None], **params: Any) -> Any:
     """A batch is one more axis of rows, unless the weight has it."""
-    results = [0] * len(params["widths"])
+    results = [0] * len(params["into"])
     if dims[-1] is not None:
         return jax.vmap(partial(_plain_mixed, **params), dims)(*args), results
     *parts, weight = args
@@ -244,9 +281,9 @@ def _back_jvp(args: Sequence[Any], tangents: Sequence[Any], *, count: int) -> An
 def _back_transpose(weight: Array, *args: Any, count: int) -> list[Any]:
     x, g = args[:count], args[count:]
     if any(map(is_unknown, x)):
-        found = _mixed.bind(*g, weight, widths=_widths(x), transposed=True)
+        found = _mixed.bind(*g, weight, into=_as(x), transposed=True)
         return [*_if_unknown(x, found), *[None] * len(g)]
-    found = _mixed.bind(*x, weight, widths=_widths(g), transposed=False)
+    found = _mixed.bind(*x, weight, into=_as(g), transposed=False)
     return [*[None] * count, *_if_unknown(g, found)]
 
 

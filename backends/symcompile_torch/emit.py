@@ -23,7 +23,6 @@ from symcompile.codegen.template import (
 )
 from symcompile.ir import Filled
 from symcompile_torch.text import (
-    ADD,
     FILL,
     FILLED_PLACES,
     FLAT,
@@ -33,6 +32,7 @@ from symcompile_torch.text import (
     MEAN,
     MIXED,
     ONE_GO,
+    ONTO,
     PRODUCT,
     TEMPLATE,
     TRANSFORMED,
@@ -99,7 +99,7 @@ def emit(compiled: Compiled) -> str:
         laid_out="        self._lay_out()\n" if stacked else "",
         side_by_side=(FLAT if stacked else "") + (FILL if poured else ""),
         products=(MIXED if mixed else "")
-        + (ADD if "_add" in called else "")
+        + (ONTO if "_onto" in called else "")
         + (LINEAR_SUM if sums else "")
         + (ONE_GO + PRODUCT if products else ""),
         means=(TWO_MEANS if pairs else "")
@@ -202,13 +202,10 @@ class _Torch:
         given = [f"{wrapped(parts)}, {weight},", f"{tuple(channels)}, {wrapped(into)},"]
         return f"_mixed(\n{textwrap.indent(chr(10).join(given), '    ')}\n)"
 
-    stores = True
-
-    def unflatten(self, value: str, sizes: Sequence[int]) -> str:
-        return f"{value}.unflatten(-1, {tuple(sizes)})"
-
-    def add(self, value: str, terms: Sequence[str]) -> str:
-        return f"_add({', '.join([value, *terms])})"
+    def onto(self, value: str, terms: Sequence[str], piece: Piece) -> str:
+        stored = f"(*batch, {piece.stored[1:]}"
+        given = f"{value}, {wrapped(terms)},\n{piece.sizes}, {piece.order}, {stored},"
+        return f"_onto(\n{textwrap.indent(given, '    ')}\n)"
 
     takes_parts = True
     moves_together = False  # only views are made

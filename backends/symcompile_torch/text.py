@@ -6,7 +6,6 @@ In: nothing. Out: strings that `emit` puts together; a helper is written only wh
 from __future__ import annotations
 
 __all__ = [
-    "ADD",
     "FILL",
     "FILLED_PLACES",
     "FLAT",
@@ -16,6 +15,7 @@ __all__ = [
     "MEAN",
     "MIXED",
     "ONE_GO",
+    "ONTO",
     "PRODUCT",
     "TEMPLATE",
     "TRANSFORMED",
@@ -483,15 +483,23 @@ def _mixed(parts, weight, channels, into):
 
 '''
 
-ADD = '''\
-def _add(total, *terms):
-    """A sum, in place unless something could tell, or the rest of a product is kept by it."""
+ONTO = '''\
+def _onto(total, terms, sizes, order, stored):
+    """An output as it is stored: the sum of a part of a product and of terms.
+
+    Of axes of channels of these sizes; in `order` all axes but the batch's lie as they are stored.
+    In place unless something could tell, or the rest of the product is kept by it.
+    """
+    before = total.dim() - len(order)
+    order = [*range(before), *(before + axis for axis in order)]
+    terms = [term.unflatten(-1, sizes).expand(total.shape).permute(order) for term in terms]
     alone = not _transformed() and total.untyped_storage().nbytes() == total.nbytes
+    total = total.permute(order)
     if not alone or _differs(total, *terms):
-        return sum(terms, total)
+        return sum(terms, total).reshape(stored)
     for term in terms:
         total += term
-    return total
+    return total.reshape(stored)
 
 
 '''

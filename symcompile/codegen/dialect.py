@@ -37,11 +37,15 @@ class Piece:
         width: channels.
         sizes, order: where the result is to lie as an output is stored: its axes of channels, and
             the order that its axes, but those of the batch, have in memory; else empty.
+        shape: then its shape with those axes, as a tuple expression.
+        stored: and that of the output, without the batch.
     """
 
     width: int
     sizes: tuple[int, ...] = ()
     order: tuple[int, ...] = ()
+    shape: str = ""
+    stored: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +126,9 @@ class Dialect(Protocol):
             channels: how many axes of channels every part has.
         """
 
-    @property
-    def stores(self) -> bool:
-        """True if `mixed` takes pieces that lie as outputs are stored."""
-
-    def unflatten(self, value: str, sizes: Sequence[int]) -> str:
-        """With the channels as axes of these sizes."""
-
-    def add(self, value: str, terms: Sequence[str]) -> str:
-        """The sum of a value that nothing else reads, and of terms that are broadcast to it."""
+    def onto(self, value: str, terms: Sequence[str], piece: Piece) -> str:
+        """An output as it is stored: the sum of a piece that lies so, which nothing else reads, and
+        of terms that are broadcast to it."""
 
     @property
     def takes_parts(self) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from itertools import groupby
 
 from symcompile.codegen.compiled import Compiled
-from symcompile.codegen.dialect import Dialect
+from symcompile.codegen.dialect import Dialect, Piece
 from symcompile.ir import Input, Tensor
 from symcompile.names import Namer
 from symcompile.spec import (
@@ -85,11 +85,10 @@ class Layout:
             lines += steps[:-1] if self.channels[index] > 1 else steps
         return lines
 
-    def write(self, text: str, tensor: int, channels: int = 1) -> list[str]:
-        """Statements that make output number `tensor` from its folded value, that has so many axes
-        of channels."""
-        name = self.outputs[tensor]
-        steps = self._unfold(name, text, self._compiled.program.outputs[tensor], channels)
+    def write(self, text: str, tensor: int, *, stored: bool = False) -> list[str]:
+        """Statements that make output number `tensor` from its value, folded or as it is stored."""
+        name, output = self.outputs[tensor], self._compiled.program.outputs[tensor]
+        steps = [] if stored else self._unfold(name, text, output)
         if not steps and text.isidentifier():
             self.outputs[tensor] = text
         return steps or ([] if text.isidentifier() else [f"{name} = {text}"])
@@ -141,20 +140,27 @@ class Layout:
             steps.append(f"{name}.reshape({self.shape(tensor.labels, tensor.width)})")
         return [f"{name} = {step}" for step in steps]
 
-    def stored(self, tensor: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of the folded value of an output, the axes of channels before they are joined, and the
-        order in which all axes are stored; both empty if none moves."""
+    def piece(self, width: int, tensor: int) -> Piece:
+        """Of a product, what becomes an output: to lie as that is stored, unless no axis moves."""
         output = self._compiled.program.outputs[tensor]
         places, folded = _fixed_places(output.atoms)
         if places == folded:
-            return (), ()
+            return Piece(width)
         count = len(output.labels)
         sizes = [int(self._product([atom])) for atom in output.atoms if isinstance(atom, Fixed)]
         labels, fixed = iter(range(count)), iter(range(count, count + len(sizes)))
         order = [next(fixed if isinstance(atom, Fixed) else labels) for atom in output.atoms]
-        return (*sizes, output.channels), (*order, count + len(sizes))
+        sizes.append(output.channels)
+        shape = ["*batch", *map(self.size, output.labels), *map(str, sizes)]
+        return Piece(
+            width,
+            tuple(sizes),
+            (*order, count + len(sizes) - 1),
+            f"({', '.join(shape)})",
+            self._stored(output).replace("*batch, ", "", 1),
+        )
 
-    def _unfold(self, name: str, text: str, tensor: Tensor, channels: int) -> list[str]:
+    def _unfold(self, name: str, text: str, tensor: Tensor) -> list[str]:
         stored, folded = _fixed_places(tensor.atoms)
         composite = len(tensor.atoms) != len(tensor.axes)
         runs = self._runs(tensor, together=True)
@@ -163,8 +169,7 @@ class Layout:
             parts = sorted(runs or _apart(tensor.atoms), key=lambda run: isinstance(run[0], Fixed))
             if runs:
                 stored, folded = _fixed_places([run[0] for run in runs])
-            if channels == 1:
-                steps.append(f"{text}.reshape({self._split(tensor, parts)})")
+            steps.append(f"{text}.reshape({self._split(tensor, parts)})")
             steps.append(self._dialect.move_axes(name if steps else text, folded, stored))
         if runs or composite or (tensor.fixed and not steps):
             steps.append(f"{name if steps else text}.reshape({self._stored(tensor)})")

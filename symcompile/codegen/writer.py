@@ -96,12 +96,14 @@ class _Value:
         wide: of the dtype that reductions accumulate in, not yet of the computation's.
         stem: how values made from it are named.
         channels: how many axes they are, last of all; several are not joined yet.
+        stored: an output, as it is stored.
     """
 
     text: str
     wide: bool = False
     stem: str = ""
     channels: int = 1
+    stored: bool = False
 
 
 class _Writer:
@@ -127,7 +129,7 @@ class _Writer:
         self.cells: dict[tuple[str, int, int], str] = {}  # pieces of weights, by first row, column
         self.paired: dict[int, _Value] = {}  # means made with another of the same value
         self.joined = self._joined_sums()  # by value, the mix of the one sum that multiplies it
-        self.stored: dict[int, Sequence[int]] = {}  # axes of channels of slices, if not joined
+        self.stored: dict[int, Piece] = {}  # slices that lie as an output is stored
         self.held: dict[int, str] = {}  # by mix, what its sum holds of the means of what it reads
         self.current = 0  # the op being written
         # Names of values worth freeing: those with index axes, where anything has some.
@@ -164,8 +166,7 @@ class _Writer:
             case Slice(args=(arg,), start=start, stop=stop):
                 source = self.values[arg]
                 text = self.pieces.get(number) or f"{source.text}[..., {start}:{stop}]"
-                channels = len(self.stored[number]) if number in self.stored else 1
-                return replace(source, text=text, channels=channels)
+                return replace(source, text=text)
             case Broadcast():
                 return self._broadcast(number, op)
             case Reduce():
@@ -197,7 +198,7 @@ class _Writer:
                 text = self._narrow(self._full(arg, batched=True), self.values[arg])
                 if arg in self.owned.shared:
                     text = self.dialect.copy(text)
-                self.lines += self.layout.write(text, tensor, self.values[arg].channels)
+                self.lines += self.layout.write(text, tensor, stored=self.values[arg].stored)
                 return _Value("")
         raise AssertionError(f"no rule for {op}")
 
@@ -405,7 +406,7 @@ class _Writer:
         names = [self._new(f"to_{self._destination(number)}") for number in slices]
         self.pieces.update(zip(slices, names, strict=True))
         self.stored.update(
-            (number, piece.sizes)
+            (number, piece)
             for number, piece in zip(slices, pieces, strict=True)
             if piece.sizes
         )
@@ -414,9 +415,8 @@ class _Writer:
 
     def _piece(self, number: int) -> Piece:
         """A slice of a product: if an output is a sum of it, it is to lie as that is stored."""
-        width = self.types[number].width
-        lands = self._lands(number) if self.dialect.stores else None
-        return Piece(width) if lands is None else Piece(width, *self.layout.stored(lands))
+        width, lands = self.types[number].width, self._lands(number)
+        return Piece(width) if lands is None else self.layout.piece(width, lands)
 
     def _lands(self, number: int) -> int | None:
         """The output that the one sum is that reads a slice, to which the rest is broadcast."""
@@ -582,11 +582,13 @@ class _Writer:
         return _Value(target, wide=any(value.wide for value in values), stem=target)
 
     def _onto(self, stored: int, others: Sequence[int], name: str) -> _Value:
-        """The sum of a value that lies as an output is stored, and of what is broadcast to it."""
-        value, terms = self.values[stored], [self.values[arg] for arg in others]
-        texts = [self.dialect.unflatten(term.text, self.stored[stored]) for term in terms]
+        """An output: the sum of a value that lies as it is stored, and of what is broadcast to it."""
+        terms = [self.values[arg] for arg in others]
+        text = self.dialect.onto(
+            self.values[stored].text, [term.text for term in terms], self.stored[stored]
+        )
         wide = any(term.wide for term in terms)
-        return self._assign(name, self.dialect.add(value.text, texts), replace(value, wide=wide))
+        return self._assign(name, text, _Value("", wide=wide, stored=True))
 
     def _accumulate(self, accumulation: Accumulation, plain: Sequence[int], name: str) -> _Value:
         """Write a sum of which one mix is the base: all products and terms at once."""
