@@ -146,7 +146,7 @@ def test_what_is_no_number_comes_out_as_in_float32(value: float) -> None:
 def test_products_without_amx() -> None:
     """What a processor without it runs, in a process that is told not to use it."""
     chosen = "a_product_in_parts or as_exact or no_number"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", chosen]
     done = subprocess.run(
         command, env={**os.environ, "SYMCOMPILE_AMX": "0"}, capture_output=True, text=True
     )

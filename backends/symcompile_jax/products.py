@@ -82,8 +82,7 @@ def mixed(
         ValueError: shapes disagree, or an array is none of float32.
     """
     made_so = tuple(
-        ((piece,), (), ()) if isinstance(piece, int) else tuple(map(tuple, piece))
-        for piece in into
+        ((piece,), (), ()) if isinstance(piece, int) else tuple(map(tuple, piece)) for piece in into
     )
     rows = {part.shape[:-1] for part in parts if part.ndim}
     if not made_so or len(rows) != 1 or not all(part.ndim for part in parts):

@@ -132,6 +132,8 @@ static void product_tile(const float *a, const Lines &of_b, i64 depth, const Pan
       for (i64 r = 0; r < rows; r++) __builtin_prefetch(p.to[v] + place[p.part[v] * MOST_ROWS + r]);
 #pragma GCC unroll 4
   for (i64 k = 0; k < depth; k++, a += ROWS, b += step) {
+    /* What is read where it lies comes line by line from memory. */
+    each<J>([&](auto v) HERE { __builtin_prefetch(b + (2 * PANEL + v * LANES)); });
     vec row[J];
     each<J>([&](auto v) HERE { row[v] = load(b + v * LANES); });
     each<R>([&](auto r) HERE { each<J>([&](auto v) HERE { sum[r][v] += a[r] * row[v]; }); });
@@ -420,7 +422,9 @@ static int product(const Pool &pool, i64 axes, const i64 *shape, const Parts &x_
                   [&](i64 r, i64 half) HERE {
                     const i64 at = k + half * SIDE + r;
                     if (at >= some || p.width[v] <= 0) return vec{};
-                    return load(weight + (from + at) * y.channels + p.start[v], p.width[v]);
+                    const float *const lies = weight + (from + at) * y.channels + p.start[v];
+                    __builtin_prefetch(lies + PANEL); // the next panel's
+                    return load(lies, p.width[v]);
                   },
                   to);
       };

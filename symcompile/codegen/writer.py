@@ -406,9 +406,7 @@ class _Writer:
         names = [self._new(f"to_{self._destination(number)}") for number in slices]
         self.pieces.update(zip(slices, names, strict=True))
         self.stored.update(
-            (number, piece)
-            for number, piece in zip(slices, pieces, strict=True)
-            if piece.sizes
+            (number, piece) for number, piece in zip(slices, pieces, strict=True) if piece.sizes
         )
         text = self.dialect.mixed(parts, weight, channels, pieces)
         self.lines.append(f"{wrapped(names, bare=True)} = {text}")
@@ -582,7 +580,7 @@ class _Writer:
         return _Value(target, wide=any(value.wide for value in values), stem=target)
 
     def _onto(self, stored: int, others: Sequence[int], name: str) -> _Value:
-        """An output: the sum of a value that lies as it is stored, and of what is broadcast to it."""
+        """An output: the sum of a value that lies as one is stored, and of what is broadcast."""
         terms = [self.values[arg] for arg in others]
         text = self.dialect.onto(
             self.values[stored].text, [term.text for term in terms], self.stored[stored]
