@@ -19,6 +19,7 @@ import numpy as np
 
 from symcompile.bench.subject import Setting, Unsuited
 from symcompile.bench.workloads import Workload
+from symcompile.codegen import get_backend
 
 __all__ = ["GAUGES", "Floor", "Rates", "calibrate", "floor_of"]
 
@@ -71,7 +72,7 @@ def floor_of(workload: Workload, itemsize: int, *, train: bool = False) -> Floor
 def calibrate(
     setting: Setting, by: str, *, copied: int = 1 << 28, side: int = 2048
 ) -> dict[str, float]:
-    """Bandwidth and matmul rate that a library reaches.
+    """Bandwidth and matmul rate that a library reaches, and symcompile's kernels with it.
 
     Args:
         by: one of `GAUGES`.
@@ -82,11 +83,11 @@ def calibrate(
         Unsuited: it does not run on that device.
         ModuleNotFoundError: it is not installed.
     """
-    copy, product, done = _ACTIONS[by](setting, copied)
+    copy, products, done = _ACTIONS[by](setting, copied)
     sides = (side, max(side // 2, 1))
     return {
         "bandwidth": 2 * copied / _best(copy, done),
-        "flops": max(2 * n**3 / _best(product(n), done) for n in sides),
+        "flops": max(2 * n**3 / _best(action, done) for n in sides for action in products(n)),
     }
 
 
@@ -99,16 +100,22 @@ def _torch_actions(setting: Setting, copied: int) -> Any:
     source = torch.ones(copied, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
 
-    def product(side: int) -> Any:
+    get_backend("torch")  # with which its kernels are there
+    kernels = setting.dtype == "float32" and device.type == "cpu"
+    kernels = kernels and hasattr(torch.ops.symcompile, "mixed")
+
+    def products(side: int) -> Any:
         matrix = torch.ones((side, side), dtype=getattr(torch, setting.dtype), device=device)
         out = torch.zeros_like(matrix)
-        return lambda: torch.mm(matrix, matrix, out=out)
+        yield lambda: torch.mm(matrix, matrix, out=out)
+        if kernels:
+            yield lambda: torch.ops.symcompile.mixed([matrix], matrix, False, 1, [1, side], [0, 1])
 
     def done(_: Any) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return lambda: target.copy_(source), product, done
+    return lambda: target.copy_(source), products, done
 
 
 def _jax_actions(setting: Setting, copied: int) -> Any:
@@ -121,11 +128,11 @@ def _jax_actions(setting: Setting, copied: int) -> Any:
     multiply = jax.jit(lambda x: x @ x)
     source = jax.numpy.ones(copied // 4, "float32")
 
-    def product(side: int) -> Any:
+    def products(side: int) -> Any:
         matrix = jax.numpy.ones((side, side), setting.dtype)
-        return lambda: multiply(matrix)
+        yield lambda: multiply(matrix)
 
-    return lambda: copy(source), product, jax.block_until_ready
+    return lambda: copy(source), products, jax.block_until_ready
 
 
 def _numpy_actions(setting: Setting, copied: int) -> Any:
@@ -136,12 +143,12 @@ def _numpy_actions(setting: Setting, copied: int) -> Any:
     source = np.ones(copied, np.uint8)
     target = np.zeros_like(source)
 
-    def product(side: int) -> Any:
+    def products(side: int) -> Any:
         matrix = np.ones((side, side), dtype_of(setting.dtype))
         out = np.zeros_like(matrix)
-        return lambda: np.matmul(matrix, matrix, out=out)
+        yield lambda: np.matmul(matrix, matrix, out=out)
 
-    return lambda: np.copyto(target, source), product, lambda _: None
+    return lambda: np.copyto(target, source), products, lambda _: None
 
 
 _ACTIONS = {"torch": _torch_actions, "jax": _jax_actions, "numpy": _numpy_actions}
