@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import symcompile as sc
 from symcompile_jax import handlers, kernels, products
 from tests.test_jax_kernels import all_close, close, count, draw, exact, gradients
 
@@ -371,6 +372,12 @@ def test_what_is_no_product_is_told() -> None:
         kernels.mixed([x], weight, (4,))
     with pytest.raises(ValueError, match="expected float32"):
         kernels.mixed([x, x.astype(jnp.bfloat16)], weight, (4,))
+    ends_elsewhere, of_others, too_many = (
+        ((2, 2), (0, 2, 1), (3, 2, 2)), ((2, 2), (0, 1, 2), (3, 3)), ((4,), (0,), (5,)),
+    )  # fmt: skip
+    for wrong in (ends_elsewhere, of_others, too_many):
+        with pytest.raises(ValueError, match="an order of its last axes that ends with the last"):
+            kernels.mixed([x, x], weight, [wrong])
     first, second = kernels.mixed([x, x], weight, (1, 3))
     assert (first.shape, second.shape) == ((2, 3, 1), (2, 3, 3))
 
@@ -389,3 +396,40 @@ def test_a_fault_in_how_parts_lie_is_found(fault, monkeypatch: pytest.MonkeyPatc
     found = jax.jit(lambda *args: compute(*args))(*args)
     with pytest.raises(AssertionError):
         all_close(found, exact(wanted, *args), 1e-2)
+
+
+# -- layers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("channels", "stored"), [(16, True), (20, False), (4, False), (30, True)])
+def test_a_layer_makes_outputs_as_they_are_stored(channels, stored) -> None:  # type: ignore[no-untyped-def]
+    """Where lines of channels fill vectors; the layer is the same, to NumPy's float64."""
+    spec = {"k": (sc.Fixed(24), "a", sc.Fixed(2)), "b": ("a",), "t": ((sc.Fixed(3), "a"),)}
+    sizes = {"in_channels": 48, "out_channels": channels}
+    layer, exact = (sc.compile(spec, **sizes, backend=backend) for backend in ("jax", "numpy"))
+    assert ("_onto(" in layer.source) == stored
+    rng = np.random.default_rng(0)
+    x = {
+        "k": draw(rng, 5, 24, 11, 2, 48),
+        "b": draw(rng, 5, 11, 48),
+        "t": draw(rng, 5, 33, 48),
+    }
+    params = layer.init(jax.random.key(0))
+    wanted = exact.apply(
+        *(jax.tree.map(partial(np.asarray, dtype=float), one) for one in (params, x))
+    )
+    found = [call for call in calls(layer.apply, params, x) if "mixed" in call]
+    assert len(found) == (channels > 4)  # else parts are put together: they are short
+    all_close(jax.jit(layer.apply)(params, x), wanted, 5e-6)
+    each = jax.vmap(layer.apply, (None, 0))(params, x)
+    all_close(each, wanted, 5e-6)
+
+    def loss(how, *args):  # type: ignore[no-untyped-def]
+        return sum((one**2).sum() for one in jax.tree.leaves(how(*args)))
+
+    found = jax.grad(partial(loss, layer.apply), (0, 1))(params, x)
+    wide = (jax.tree.map(partial(np.asarray, dtype=float), one) for one in (params, x))
+    with jax.enable_x64(True):
+        plain = jax.tree.map(np.asarray, jax.grad(partial(loss, layer.apply), (0, 1))(*wide))
+    scale = max(np.abs(one).max() for one in jax.tree.leaves(plain))
+    all_close(*(jax.tree.map(lambda one: np.asarray(one) / scale, one) for one in (found, plain)))

@@ -182,7 +182,9 @@ def _stored(value, order, shape):
     before = value.ndim - len(order)
     moved = value.transpose(*range(before), *(before + axis for axis in order))
     return moved.reshape(*moved.shape[:before], *shape)
+'''
 
+_ONTO = '''
 
 def _onto(total, terms, shape, sizes, order):
     """The sum of a part of a product, that lies as an output is stored, and of terms."""
@@ -275,9 +277,9 @@ def emit(compiled: Compiled) -> str:
         weights.append(f"{filled.name} = _filled{wrapped(blocks, width=40)}")
     if parts.reduces:
         weights.append("wide = jnp.promote_types(dtype, jnp.float32)  # reductions")
-    sums, held, pairs, mixed = (
+    sums, held, pairs, mixed, onto = (
         any(f"{helper}(" in line for line in parts.compute)
-        for helper in ("_linear_sum", "_two_means_held", "_two_means", "_mixed")
+        for helper in ("_linear_sum", "_two_means_held", "_two_means", "_mixed", "_onto")
     )
     pairs = pairs or held
     helped = sums or pairs or mixed
@@ -300,6 +302,7 @@ def emit(compiled: Compiled) -> str:
         ),
     )
     source += (_LINEAR_SUM if sums else "") + (_MIXED if mixed else "")
+    source += _ONTO if onto else ""
     source += (_JOINED if sums or mixed else "") + (_TWO_MEANS if pairs else "")
     source += _TWO_MEANS_HELD if held else ""
     source += _ON_DIAGONAL if "_equal(" in source else ""

@@ -79,10 +79,11 @@ def mixed(
             joined to a shape: that is (sizes, order, shape).
 
     Raises:
-        ValueError: shapes disagree, or an array is none of float32.
+        ValueError: shapes disagree, an array is none of float32, or a result cannot be stored so.
     """
     made_so = tuple(
-        ((piece,), (), ()) if isinstance(piece, int) else tuple(map(tuple, piece)) for piece in into
+        tuple(map(tuple, piece)) if isinstance(piece, tuple) else ((int(piece),), (), ())
+        for piece in into
     )
     rows = {part.shape[:-1] for part in parts if part.ndim}
     if not made_so or len(rows) != 1 or not all(part.ndim for part in parts):
@@ -97,6 +98,14 @@ def mixed(
     kinds = {str(value.dtype) for value in (*parts, weight)}
     if kinds != {"float32"}:
         raise ValueError(f"found {sorted(kinds)}, expected float32")
+    for sizes, order, shape in made_so:
+        lies = [*parts[0].shape[:-1], *sizes][-len(order) :] if order else []
+        moves = sorted(order) == [*range(len(lies))] and len(order) >= len(sizes)
+        if order and not (moves and order[-1] == len(order) - 1 and prod(shape) == prod(lies)):
+            raise ValueError(
+                f"found a result of {sizes} in the order {order} as {shape}, expected an order of "
+                f"its last axes that ends with the last, and a shape of as many entries"
+            )
     made: list[Array] = _mixed.bind(*parts, weight, into=made_so, transposed=False)
     return made
 

@@ -11,7 +11,9 @@
 
 #include "kernels.hpp"
 
-#if defined(__AVX512F__) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
+/* By GCC: Clang wants what calls its assembler to be compiled for processors with the unit alone. */
+#if defined(__AVX512F__) && defined(__linux__) && defined(__x86_64__) && !defined(__clang__) && \
+    __has_include(<amxbf16intrin.h>)
 #define SYMCOMPILE_AMX 1
 #include <cpuid.h>
 #include <sys/syscall.h>

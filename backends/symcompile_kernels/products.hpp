@@ -388,9 +388,11 @@ static int product(const Pool &pool, i64 axes, const i64 *shape, const Parts &x_
       const Packed here{mine, mine + ROOM_A, mine + ROOM_A + ROOM_B};
 #if SYMCOMPILE_AMX
       const auto pack_x_tiles = [&](i64 from, i64 some, float *to) {
+        const Run *first = x.run;
+        while (first->start + first->width <= from) first++;
         for (i64 row = 0; row < rows; row += SIDE) {
           const i64 left = least(SIDE, rows - row);
-          const Run *run = x.run;
+          const Run *run = first;
           for (i64 k = from; k < from + some; k += STEP, to += SPLIT * TILE_FLOATS) {
             while (run->start + run->width <= k) run++;
             const float *lies[SIDE];

@@ -10,6 +10,7 @@ Operations: the channel mixes at propagating size (a multiply-add is two), three
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from time import perf_counter
@@ -20,6 +21,7 @@ import numpy as np
 from symcompile.bench.subject import Setting, Unsuited
 from symcompile.bench.workloads import Workload
 from symcompile.codegen import get_backend
+from symcompile.errors import BackendError
 
 __all__ = ["GAUGES", "Floor", "Rates", "calibrate", "floor_of"]
 
@@ -72,7 +74,7 @@ def floor_of(workload: Workload, itemsize: int, *, train: bool = False) -> Floor
 def calibrate(
     setting: Setting, by: str, *, copied: int = 1 << 28, side: int = 2048
 ) -> dict[str, float]:
-    """Bandwidth and matmul rate that a library reaches, and symcompile's kernels with it.
+    """Bandwidth and matmul rate that a library reaches, for torch with symcompile's kernels too.
 
     Args:
         by: one of `GAUGES`.
@@ -100,7 +102,8 @@ def _torch_actions(setting: Setting, copied: int) -> Any:
     source = torch.ones(copied, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
 
-    get_backend("torch")  # with which its kernels are there
+    with suppress(BackendError):
+        get_backend("torch")  # with which its kernels are there
     kernels = setting.dtype == "float32" and device.type == "cpu"
     kernels = kernels and hasattr(torch.ops.symcompile, "mixed")
 

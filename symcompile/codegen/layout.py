@@ -32,6 +32,10 @@ _LINE = 88
 _DEEPEST = 16
 """Most containers nested in one expression; Python's parser gives up at 200."""
 
+_VECTOR, _FILLED = 16, 0.8
+"""Channels in a vector of the widest, and how much of one is to be filled where results are written
+in lines of channels."""
+
 
 class Layout:
     """Names of tensors and sizes, and the statements that move between stored and folded form."""
@@ -141,10 +145,12 @@ class Layout:
         return [f"{name} = {step}" for step in steps]
 
     def piece(self, width: int, tensor: int) -> Piece:
-        """Of a product, what becomes an output: to lie as that is stored, unless no axis moves."""
+        """Of a product, what becomes an output: to lie as that is stored, unless no axis moves, or
+        vectors would be written for few channels each."""
         output = self._compiled.program.outputs[tensor]
         places, folded = _fixed_places(output.atoms)
-        if places == folded:
+        filled = output.channels / (-(-output.channels // _VECTOR) * _VECTOR)
+        if places == folded or filled < _FILLED:
             return Piece(width)
         count = len(output.labels)
         sizes = [int(self._product([atom])) for atom in output.atoms if isinstance(atom, Fixed)]
