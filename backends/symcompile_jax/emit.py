@@ -5,6 +5,7 @@ In: a `Compiled`. Out: a file that imports jax alone and defines two pure functi
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from symcompile.codegen import Compiled, Embedding, Piece, Product, write_parts
@@ -343,8 +344,8 @@ class _Jax:
         return f"_mixed({wrapped(parts, width=40)}, {weight}, {wrapped(into)})"
 
     def onto(self, value: str, terms: Sequence[str], piece: Piece) -> str:
-        how = f"{piece.shape}, {piece.sizes}, {piece.order}"
-        return f"_onto({value}, {wrapped(terms, width=40)}, {how})"
+        given = f"{value}, {wrapped(terms)},\n{piece.shape}, {piece.sizes}, {piece.order},"
+        return f"_onto(\n{textwrap.indent(given, '    ')}\n)"
 
     takes_parts = True
     moves_together = True

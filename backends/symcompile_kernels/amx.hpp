@@ -2,7 +2,8 @@
 
    A float is the sum of three bfloat16, and of the nine products of two such sums the six largest
    are all that float32 can tell: Henry, Tang and Heinecke, ARITH 2019, arXiv 1904.06376. The unit
-   makes sixteen times what vectors do, so even six products take little more than a third.
+   makes sixteen times what vectors do, so six products would take three eighths of the time; power
+   holds it back to seven tenths.
 
    What is no number is left to the vectors: an infinity less its own bfloat16 is none. Below 2^-110
    the unit loses digits, since it takes what is not normal as zero. */
@@ -22,10 +23,13 @@
 #define SYMCOMPILE_AMX 0
 #endif
 
-#if SYMCOMPILE_AMX
+constexpr i64 SIDE = 16;       // rows and columns of a tile
+constexpr i64 STEP = 2 * SIDE; // entries added up at once: tiles hold them in pairs
 
-constexpr i64 SIDE = 16;                  // rows and columns of a tile
-constexpr i64 STEP = 2 * SIDE;            // entries added up at once: tiles hold them in pairs
+#if !SYMCOMPILE_AMX
+static bool amx_is_there() { return false; }
+#else
+
 constexpr i64 SPLIT = 3;                  // bfloat16 that make a float
 constexpr i64 TILE_FLOATS = SIDE * SIDE;  // as much memory as a tile takes
 
@@ -97,24 +101,24 @@ INLINE void pack_tile(Line line, float *to) {
     }
 }
 
-/* 16 R x 16 J results, in rows of STEP: a, [R][step][SPLIT] tiles, `a_step` floats from one of R to
+/* 16 R x 32 results, in rows of STEP: a, [R][step][SPLIT] tiles, `a_step` floats from one of R to
    the next, times b, [step][2][SPLIT] tiles. The smallest products are added up first, while
    rounding costs least. What `meanwhile` does is done while the unit works. */
-template <int R, int J, typename Meanwhile>
+template <int R, typename Meanwhile>
 INLINE void amx_tile(const float *a, i64 a_step, const float *b, i64 steps, float *to,
                      Meanwhile meanwhile) {
   const auto load_a = [&](i64 k, int s) HERE {
     each<R>([&](auto r) HERE { tile_load<4 + r>(a + r * a_step + (k * SPLIT + s) * TILE_FLOATS); });
   };
   const auto load_b = [&](i64 k, int s) HERE {
-    each<J>([&](auto v) HERE { tile_load<6 + v>(b + ((k * 2 + v) * SPLIT + s) * TILE_FLOATS); });
+    each<2>([&](auto v) HERE { tile_load<6 + v>(b + ((k * 2 + v) * SPLIT + s) * TILE_FLOATS); });
   };
   const auto multiply = [&]() HERE {
     each<R>([&](auto r) HERE {
-      each<J>([&](auto v) HERE { tile_multiply<2 * r + v, 4 + r, 6 + v>(); });
+      each<2>([&](auto v) HERE { tile_multiply<2 * r + v, 4 + r, 6 + v>(); });
     });
   };
-  each<R>([&](auto r) HERE { each<J>([&](auto v) HERE { tile_zero<2 * r + v>(); }); });
+  each<R>([&](auto r) HERE { each<2>([&](auto v) HERE { tile_zero<2 * r + v>(); }); });
   for (i64 k = 0; k < steps; k++) {
     load_a(k, 0), load_b(k, 2), multiply();
     load_b(k, 1), multiply();
@@ -125,7 +129,7 @@ INLINE void amx_tile(const float *a, i64 a_step, const float *b, i64 steps, floa
   for (i64 k = 0; k < steps; k++) load_a(k, 0), load_b(k, 0), multiply();
   meanwhile();
   each<R>([&](auto r) HERE {
-    each<J>([&](auto v) HERE { tile_store<2 * r + v>(to + r * SIDE * STEP + v * SIDE, STEP); });
+    each<2>([&](auto v) HERE { tile_store<2 * r + v>(to + r * SIDE * STEP + v * SIDE, STEP); });
   });
 }
 

@@ -182,8 +182,8 @@ static Panel *panels_of(const Matrix &m, i64 *count) {
 struct Packed {
   float *a, *b, *c;
 };
+constexpr i64 AMX_ROWS = 512, AMX_CHANNELS = 272, AMX_PANELS = 8; // packed together by AMX
 #if SYMCOMPILE_AMX
-constexpr i64 AMX_ROWS = 512, AMX_CHANNELS = 272, AMX_PANELS = 8; // packed together
 constexpr i64 ROOM_A = AMX_CHANNELS * 2 * BLOCK * SPLIT / 2, ROOM_C = AMX_PANELS * PANEL * AMX_ROWS;
 #else
 constexpr i64 ROOM_A = MOST_ROWS * BLOCK + LANES, ROOM_C = 0;
@@ -309,9 +309,9 @@ static bool amx_block(i64 rows, i64 depth, const Panel *panel, i64 panels, const
           if (index > 0) finish(index - 1);
         };
         if (rows - index % tiles * STEP > SIDE)
-          amx_tile<2, 2>(a, a_step, b, steps, made[index % 2], before);
+          amx_tile<2>(a, a_step, b, steps, made[index % 2], before);
         else
-          amx_tile<1, 2>(a, a_step, b, steps, made[index % 2], before);
+          amx_tile<1>(a, a_step, b, steps, made[index % 2], before);
       }
       finish(count * tiles - 1);
     }
@@ -337,12 +337,8 @@ static int product(const Pool &pool, i64 axes, const i64 *shape, const Parts &x_
   const bool enough = x.run && panel && room && places;
   /* Threads share the rows, or if there are few the channels: each packs what they do not share. */
   const bool few = x.rows < y.channels && panels >= pool.threads;
-#if SYMCOMPILE_AMX
   const bool by_amx = x.rows > 2 * ROWS && amx_is_there();
   const i64 most = by_amx ? AMX_ROWS : MOST_ROWS, side = by_amx ? STEP : ROWS;
-#else
-  const i64 most = MOST_ROWS, side = ROWS;
-#endif
   const i64 length = rows_at_once(x.rows, few ? 1 : pool.threads, most, side);
   const i64 shares = few ? pool.threads : 1;
   const auto pack_weight = [&](const Panel &p, i64 from, i64 some, float *to) {
@@ -456,12 +452,8 @@ static int product_back(const Pool &pool, i64 axes, const i64 *shape, const Part
   const i64 of_thread = BLOCK_ROWS * (x.parts + g.parts) + MOST_ROWS;
   i64 *const places = zeros<i64>(pool.threads * of_thread);
   const bool enough = x.run && panel && room && places;
-#if SYMCOMPILE_AMX
   const bool by_amx = x.rows > 2 * ROWS && amx_is_there();
   const i64 most = by_amx ? AMX_CHANNELS : MOST_CHANNELS, side = by_amx ? SIDE : ROWS;
-#else
-  const i64 most = MOST_CHANNELS, side = ROWS;
-#endif
   const i64 length = rows_at_once(x.channels, pool.threads, most, side);
   bool streams = g.channels % LANES == 0 && (uintptr_t)weight % (LANES * sizeof(float)) == 0;
   for (i64 i = 0; enough && i < panels; i++)

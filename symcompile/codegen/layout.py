@@ -176,7 +176,7 @@ class Layout:
             if runs:
                 stored, folded = _fixed_places([run[0] for run in runs])
             steps.append(f"{text}.reshape({self._split(tensor, parts)})")
-            steps.append(self._dialect.move_axes(name if steps else text, folded, stored))
+            steps.append(self._dialect.move_axes(name, folded, stored))
         if runs or composite or (tensor.fixed and not steps):
             steps.append(f"{name if steps else text}.reshape({self._stored(tensor)})")
         return [f"{name} = {step}" for step in steps]
