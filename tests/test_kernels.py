@@ -759,15 +759,23 @@ def test_without_a_compiler_there_are_none(tmp_path, monkeypatch) -> None:  # ty
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilers make no effort: these libraries are looked at, not run."""
+    monkeypatch.setattr(building, "FLAGS", ("-O0", *building.FLAGS[1:]))
+
+
+@pytest.mark.usefixtures("quick")
 def test_compilers_with_options_are_run_and_what_is_not_wanted_goes(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setenv("CXX", "c++ -O0")
+    monkeypatch.setenv("CXX", "c++ -DOPTION='a b'")
     assert building.build(tmp_path)
     monkeypatch.setenv("SYMCOMPILE_KERNELS", "0")
     assert building.build(tmp_path) == []
     assert not list(tmp_path.iterdir())
 
 
-def test_libraries_of_other_sources_go(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.usefixtures("quick")
+def test_libraries_of_other_sources_go(tmp_path) -> None:  # type: ignore[no-untyped-def]
     old = tmp_path / "openmp-avx2-000000000000.so"
     old.touch()
     made = building.build(tmp_path)

@@ -13,6 +13,7 @@ import platform
 import re
 import shlex
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
 from importlib.util import find_spec
@@ -57,8 +58,13 @@ def build(folder: Path = FOLDER) -> list[Path]:
     for old in set(folder.glob("*.so")) - keep:
         with suppress(OSError):
             old.unlink()
-    made = [_compile(kind, kinds[kind], folder, host) for host in hosts for kind in kinds]
-    return [path for path in made if path]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # compilers are processes of their own
+        made = [
+            pool.submit(_compile, kind, kinds[kind], folder, host)
+            for host in hosts
+            for kind in kinds
+        ]
+        return [path for one in made if (path := one.result())]
 
 
 def runs_here(kind: str) -> bool:

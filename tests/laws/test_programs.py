@@ -61,7 +61,7 @@ def every_basis_element_once(compiled: Compiled) -> Counter[Term]:
     return terms
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(cases())
 def test_every_stage_sums_every_basis_element_once(case: Case) -> None:
     compiled = compile_spec(case.spec, case.out_spec, **case.options)
@@ -96,7 +96,7 @@ def each_pass(program: Program) -> Iterator[Program]:
     yield reorder(program, plan_schedule(program, objective).order)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(cases())
 def test_each_pass_alone_keeps_the_meaning(case: Case) -> None:
     """Passes do not lean on the ones before them."""
@@ -108,7 +108,7 @@ def test_each_pass_alone_keeps_the_meaning(case: Case) -> None:
             assert diagrams_of(verify(transformed)) == wanted
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(cases())
 def test_printed_programs_parse_back(case: Case) -> None:
     for plan in (False, "auto"):
