@@ -22,7 +22,7 @@ if sys.platform != "win32":
 
 __all__ = ["available", "give_back", "page_faults", "peak_of"]
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 _SMALLEST, _LARGEST = 1 << 16, 1 << 34
 """Bytes from which blocks are mapped one by one, and of the largest hole looked for."""
 
@@ -90,11 +90,12 @@ def _field(path: Path, name: str) -> int | None:
 
 
 def _keep_nothing() -> None:
-    """Map large blocks one by one and return the ends of heaps (malloc.h: mallopt)."""
+    """Map large blocks one by one, and let heaps end where they must (malloc.h: mallopt)."""
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX):
             mallopt(parameter, _SMALLEST)
+        mallopt(_TOP_PAD, 0)
 
 
 def _plug() -> None:
