@@ -68,7 +68,8 @@ def section(results: Results, folder: str) -> str:
         *(f"ours on {framework}, ms" for framework in _FRAMEWORKS),
         *(f"{peer} / ours on {framework}" for peer, framework in columns),
     ]
-    session = results.sessions[-1]
+    # That of the rows shown, not of growth that was measured later.
+    session = results.session(next(m for m in results.measurements if m.workload["name"] in names))
     setting = session.setting
     lines = [
         "",

@@ -206,14 +206,14 @@ def joined_plainly(axis, used, x, weight, term):  # type: ignore[no-untyped-def]
 USED = [(1, 1, 1), (1, 0, 1), (0, 0, 1), (1, 1, 0)]
 
 
-@settings(max_examples=10, deadline=None)
+@pytest.mark.parametrize("used", USED)
+@settings(max_examples=3, deadline=None)
 @given(
-    st.tuples(*[st.integers(1, 9)] * 4),
-    st.tuples(*[st.integers(1, 40)] * 2),
-    st.integers(0, 2),
-    st.sampled_from(USED),
-    st.sampled_from([(0, 1, 2), (0, 1), (0, 2), (1, 2), (0,), (1,)]),
-    st.integers(0, 2**32 - 1),
+    sizes=st.tuples(*[st.integers(1, 9)] * 4),
+    channels=st.tuples(*[st.integers(1, 40)] * 2),
+    axis=st.integers(0, 2),
+    asked=st.sampled_from([(0, 1, 2), (0, 1), (0, 2), (1, 2), (0,), (1,)]),
+    seed=st.integers(0, 2**32 - 1),
 )
 def test_derivatives_of_means_and_a_sum_together(sizes, channels, axis, used, asked, seed) -> None:  # type: ignore[no-untyped-def]
     """Forward, backward, backward again, transposed, of what is asked for; and a batch of them."""
@@ -344,8 +344,10 @@ def test_axes_that_move_before_a_sum_are_read_as_they_lie() -> None:
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("rank", SIZES)
 def test_means_of_what_is_transposed(rank, channels) -> None:  # type: ignore[no-untyped-def]
-    """And their gradients; of the most axes, over the last two alone, which compile sooner."""
-    cases = [(order, axis) for order, axis in views(rank) if rank < 5 or axis == rank - 3]
+    """And their gradients; of the most axes, over the last two alone, every order once."""
+    cases = views(rank)
+    if rank == 5:
+        cases = [case for case in cases if case[1] == 2][CHANNELS.index(channels) :: len(CHANNELS)]
     x = draw(np.random.default_rng(0), *SIZES[rank], channels)
 
     def means_of(how, x):  # type: ignore[no-untyped-def]

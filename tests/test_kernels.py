@@ -753,7 +753,7 @@ assert all((y[k] - data["y"][k]).abs().max() < 1e-5 for k in y)
 def test_without_a_compiler_there_are_none(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert building.build(tmp_path) == []
-    for compiler in ("false", "an unbalanced '"):
+    for compiler in ("false", "an unbalanced '", "c++ --no-such-option"):
         monkeypatch.setenv("CXX", compiler)
         assert building.build(tmp_path) == []
     assert not list(tmp_path.iterdir())

@@ -58,13 +58,16 @@ def build(folder: Path = FOLDER) -> list[Path]:
     for old in set(folder.glob("*.so")) - keep:
         with suppress(OSError):
             old.unlink()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # compilers are processes of their own
-        made = [
-            pool.submit(_compile, kind, kinds[kind], folder, host)
-            for host in hosts
-            for kind in kinds
-        ]
-        return [path for one in made if (path := one.result())]
+    jobs = [(kind, kinds[kind], folder, host) for host in hosts for kind in kinds]
+    with ThreadPoolExecutor(_cores()) as pool:  # compilers are processes of their own
+        # `map` gives up what has not begun when it is interrupted.
+        return [path for path in pool.map(lambda job: _compile(*job), jobs) if path]
+
+
+def _cores() -> int:
+    """That this process may use."""
+    here = getattr(os, "sched_getaffinity", None)
+    return len(here(0)) if here else os.cpu_count() or 1
 
 
 def runs_here(kind: str) -> bool:

@@ -90,7 +90,7 @@ def _field(path: Path, name: str) -> int | None:
 
 
 def _keep_nothing() -> None:
-    """Map large blocks one by one, and let heaps end where they must (malloc.h: mallopt)."""
+    """Map large blocks one by one, and let heaps grow by no more than is asked for (mallopt)."""
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX):
