@@ -12,7 +12,6 @@ where this module was imported before them and finds kernels (`AVAILABLE`), and 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from math import prod
@@ -48,6 +47,7 @@ from symcompile_jax.primitives import (
     varies,
 )
 from symcompile_jax.products import mixed, mixed_fit
+from symcompile_kernels.build import cores
 
 __all__ = [
     "AVAILABLE",
@@ -96,16 +96,10 @@ def two_means_fit(x: Array, axis: int) -> bool:
     return (
         are_plain(x)
         and x.size >= _FEWEST
-        # Threads take four rows at a time.
-        and prod(x.shape[:axis]) * -(-x.shape[axis] // 4) >= 2 * _threads()
+        # Threads, as many as cores, take four rows at a time.
+        and prod(x.shape[:axis]) * -(-x.shape[axis] // 4) >= 2 * cores()
         and _fill_vectors(prod(x.shape[axis + 2 :]))
     )
-
-
-def _threads() -> int:
-    """As many as XLA uses."""
-    here = getattr(os, "sched_getaffinity", None)
-    return len(here(0)) if here else os.cpu_count() or 1
 
 
 def _have_room(products: int, terms: int, axes: int) -> bool:

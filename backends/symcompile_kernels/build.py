@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-__all__ = ["build", "library", "runs_here"]
+__all__ = ["build", "cores", "library", "runs_here"]
 
 FOLDER = Path(__file__).parent
 HEADERS = FOLDER / "kernels.hpp", FOLDER / "products.hpp", FOLDER / "amx.hpp"
@@ -59,13 +59,13 @@ def build(folder: Path = FOLDER) -> list[Path]:
         with suppress(OSError):
             old.unlink()
     jobs = [(kind, kinds[kind], folder, host) for host in hosts for kind in kinds]
-    with ThreadPoolExecutor(_cores()) as pool:  # compilers are processes of their own
+    with ThreadPoolExecutor(cores()) as pool:  # compilers are processes of their own
         # `map` gives up what has not begun when it is interrupted.
         return [path for path in pool.map(lambda job: _compile(*job), jobs) if path]
 
 
-def _cores() -> int:
-    """That this process may use."""
+def cores() -> int:
+    """Those that this process may use."""
     here = getattr(os, "sched_getaffinity", None)
     return len(here(0)) if here else os.cpu_count() or 1
 
