@@ -224,6 +224,21 @@ def _two_means_held(x, axis, weight, dtype=None):
     return *_two_means(x, axis, dtype), None
 '''
 
+_DIAGONAL = '''
+
+def _diagonal(x, axis, other):
+    """The diagonal of two axes, in the place of the first.
+
+    Entries at equal steps, which XLA reads where they are used. A gather, as of jnp.diagonal, it
+    makes and then moves, and the gradient of that is a scatter.
+    """
+    axis, other = axis % x.ndim, other % x.ndim
+    x = jnp.moveaxis(x, other, axis + 1)
+    before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 2 :]
+    x = x.reshape(*before, size * size, *after)
+    return jax.lax.slice_in_dim(x, 0, None, size + 1, axis)
+'''
+
 _ON_DIAGONAL = '''
 
 def _equal(order, *groups):
@@ -306,6 +321,7 @@ def emit(compiled: Compiled) -> str:
     source += _ONTO if onto else ""
     source += (_JOINED if sums or mixed else "") + (_TWO_MEANS if pairs else "")
     source += _TWO_MEANS_HELD if held else ""
+    source += _DIAGONAL if "_diagonal(" in source else ""
     source += _ON_DIAGONAL if "_equal(" in source else ""
     return source + (_FILLED if compiled.program.filled else "")
 
@@ -394,8 +410,10 @@ class _Jax:
             return f"jnp.moveaxis({value}, {source[0]}, {target[0]})"
         return f"jnp.moveaxis({value}, {tuple(source)}, {tuple(target)})"
 
+    diagonal_last = False
+
     def diagonal(self, value: str, axis1: int, axis2: int) -> str:
-        return f"jnp.diagonal({value}, axis1={axis1}, axis2={axis2})"
+        return f"_diagonal({value}, {axis1}, {axis2})"
 
     def expand(self, value: str, shape: str) -> str:
         return f"jnp.broadcast_to({value}, {shape})"

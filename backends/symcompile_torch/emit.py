@@ -257,6 +257,8 @@ class _Torch:
             return f"{value}.movedim({source[0]}, {target[0]})"
         return f"{value}.movedim({tuple(source)}, {tuple(target)})"
 
+    diagonal_last = True
+
     def diagonal(self, value: str, axis1: int, axis2: int) -> str:
         return f"{value}.diagonal(dim1={axis1}, dim2={axis2})"
 

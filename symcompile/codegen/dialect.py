@@ -194,8 +194,12 @@ class Dialect(Protocol):
     def move_axes(self, value: str, source: Sequence[int], target: Sequence[int]) -> str:
         """Axis `source[k]` goes to `target[k]`, the others keep their order."""
 
+    @property
+    def diagonal_last(self) -> bool:
+        """Whether the diagonal of two axes becomes the last axis."""
+
     def diagonal(self, value: str, axis1: int, axis2: int) -> str:
-        """The diagonal of two axes, as a new last axis."""
+        """The diagonal of two axes, in the place of the first or as the last one."""
 
     def expand(self, value: str, shape: str) -> str:
         """Broadcast to `shape`, a tuple expression."""

@@ -339,8 +339,10 @@ class _Writer:
                 second = axes.index((axis,))
                 text = self.dialect.diagonal(text, first - len(axes), second - len(axes))
                 merged = (*axes[first], axis)
-                axes = [group for k, group in enumerate(axes) if k not in (first, second)]
-                axes.append(merged)
+                axes[first] = merged
+                del axes[second]
+                if self.dialect.diagonal_last:
+                    axes.append(axes.pop(axes.index(merged)))
         wanted = [*blocks, ()]
         source = [axes.index(group) - len(axes) for group in wanted]
         target = [place - len(axes) for place in range(len(axes))]
