@@ -373,6 +373,25 @@ def test_long_sums_keep_their_digits() -> None:
     assert abs(in_order - exact.mean()) > 1e-4 * exact.mean()
 
 
+@pytest.mark.parametrize("sizes", [(2, 37, 19), (3, 2, 5, 301), (1, 9, 40)])
+def test_products_across_are_computed_in_blocks(sizes) -> None:  # type: ignore[no-untyped-def]
+    """Of places that blocks do not divide, by threads of which some get nothing."""
+    rng, axes = np.random.default_rng(5), len(sizes)
+    across = [*range(axes - 2), axes - 1, axes - 2]
+    x, turned = draw(rng, *sizes, 16), draw(rng, *(sizes[axis] for axis in across), 16)
+    weights, term = [draw(rng, 16, 12), draw(rng, 16, 12)], draw(rng, *sizes[:-1], 1, 12)
+    given = [x, turned], weights, [0, 1], [*range(axes), *across], [term]
+    exact = doubled([x, turned]), doubled(weights), *given[2:4], doubled([term])
+    wanted = sum_of(*exact)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            close(ops.linear_sum(*given), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_any_number_of_threads() -> None:
     rng = np.random.default_rng(3)
     x, weight, term = draw(rng, 3, 50, 60, 16), draw(rng, 16, 16), draw(rng, 3, 1, 60, 16)

@@ -36,6 +36,7 @@ constexpr int MOST = 8;   // axes, products and terms of a sum
 constexpr int PART = 256; // rows that a thread takes at once, and that float32 adds up in order
 constexpr int FETCHED = 256; // floats between what is fetched and what is added up
 constexpr int CACHED = 1 << 13; // floats of the first cache that are worked on at a time
+constexpr int ACROSS = 8; // places that are computed at once where rows lie across
 constexpr int AHEAD = 4;  // tiles between what is fetched and what is computed
 
 #define INLINE static inline __attribute__((always_inline))
@@ -213,24 +214,26 @@ static void gather(const float *x, i64 step, i64 rows, const i64 *line, i64 line
               depth - k);
 }
 
-/* Rows `from` to `to` of the last axis; `outer` counts the places along the axes before it. If some
-   are `apart`, in several lines, `side` has room for rows of all that are. */
+/* Rows `from` to `to` of the last axis, at `places` places from `outer` on: these count the places
+   along the axes before it, and do not reach over the end of the nearest. A tile is computed for all
+   places before the next: what lies across is read in longer runs then. If some are `apart`, in
+   several lines, `side` has room for rows of all that are. */
 template <bool apart>
-static void sum_rows(const Sum &s, i64 outer, i64 from, i64 to, float *side) {
-  const i64 last = s.axes - 1;
+static void sum_rows(const Sum &s, i64 outer, i64 places, i64 from, i64 to, float *side) {
+  const i64 last = s.axes - 1, nearest = last > 0 ? last - 1 : 0;
+  const float *x[MOST], *term[MOST];
+  float *y = s.y + (outer * s.shape[last] + from) * s.width;
   Place p;
-  const float *there[MOST], **const x = apart ? there : p.x;
-  p.y = s.y + (outer * s.shape[last] + from) * s.width;
   for (int i = 0; i < s.products; i++) {
     x[i] = s.x[i] + from * s.x_step[i][last];
     p.step[i] = s.lines[i] == 1 ? s.x_step[i][last] : s.depth[i];
   }
-  for (int i = 0; i < s.terms; i++) p.term[i] = s.term[i] + from * s.term_step[i][last];
+  for (int i = 0; i < s.terms; i++) term[i] = s.term[i] + from * s.term_step[i][last];
   for (i64 axis = last - 1; axis >= 0; axis--) {
     const i64 at = outer % s.shape[axis];
     outer /= s.shape[axis];
     for (int i = 0; i < s.products; i++) x[i] += at * s.x_step[i][axis];
-    for (int i = 0; i < s.terms; i++) p.term[i] += at * s.term_step[i][axis];
+    for (int i = 0; i < s.terms; i++) term[i] += at * s.term_step[i][axis];
   }
   const bool tall = s.width <= LANES;
   while (from < to) {
@@ -239,26 +242,31 @@ static void sum_rows(const Sum &s, i64 outer, i64 from, i64 to, float *side) {
     Tile *const(*tiles)[2] = TILES<1>;
     if (rows == FEW) tiles = TILES<FEW>;
     if (rows == most) tiles = tall ? TILES<TALL> : TILES<WIDE>;
-    float *beside = side;
-    for (int i = 0; i < s.products; i++) {
-      const i64 step = s.x_step[i][last], lines = apart ? s.lines[i] : 1;
-      const i64 depth = apart ? s.depth[i] / lines : s.depth[i];
-      for (i64 l = 0; l < lines; l++)
-        fetch(x[i] + (apart ? s.line[i][l] : 0) + AHEAD * rows * step, step, rows, depth);
-      p.x[i] = x[i];
-      if (lines == 1) continue;
-      gather(x[i], step, rows, s.line[i], lines, depth, beside);
-      p.x[i] = beside;
-      beside += rows * s.depth[i];
-    }
-    for (i64 at = 0; at < s.width; at += 2 * LANES) {
-      const bool two = s.width - at > LANES;
-      tiles[two][s.width - at >= (1 + two) * LANES](s, p, at);
+    for (i64 place = 0; place < places; place++) {
+      float *beside = side;
+      for (int i = 0; i < s.products; i++) {
+        const float *const here = x[i] + place * s.x_step[i][nearest];
+        const i64 step = s.x_step[i][last], lines = apart ? s.lines[i] : 1;
+        const i64 depth = apart ? s.depth[i] / lines : s.depth[i];
+        for (i64 l = 0; l < lines; l++)
+          fetch(here + (apart ? s.line[i][l] : 0) + AHEAD * rows * step, step, rows, depth);
+        p.x[i] = here;
+        if (lines == 1) continue;
+        gather(here, step, rows, s.line[i], lines, depth, beside);
+        p.x[i] = beside;
+        beside += rows * s.depth[i];
+      }
+      for (int i = 0; i < s.terms; i++) p.term[i] = term[i] + place * s.term_step[i][nearest];
+      p.y = y + place * s.shape[last] * s.width;
+      for (i64 at = 0; at < s.width; at += 2 * LANES) {
+        const bool two = s.width - at > LANES;
+        tiles[two][s.width - at >= (1 + two) * LANES](s, p, at);
+      }
     }
     from += rows;
-    p.y += rows * s.width;
+    y += rows * s.width;
     for (int i = 0; i < s.products; i++) x[i] += rows * s.x_step[i][last];
-    for (int i = 0; i < s.terms; i++) p.term[i] += rows * s.term_step[i][last];
+    for (int i = 0; i < s.terms; i++) term[i] += rows * s.term_step[i][last];
   }
   if (s.streams) fence();
 }
@@ -283,6 +291,17 @@ static Sum sum_into(float *y, i64 width, bool streams) {
   s.y = y, s.width = width, s.padded = padded_to_tiles(width);
   s.streams = streams && width % LANES == 0 && (uintptr_t)y % (LANES * 4) == 0;
   return s;
+}
+
+/* How many places along the axis before the last are to be computed at once: some, if rows of a
+   product are further apart than they, unless threads would have nothing to do then. */
+static i64 at_once(const Sum &s, i64 items, i64 threads) {
+  for (int i = 0; s.axes > 1 && i < s.products; i++) {
+    const i64 *const step = s.x_step[i] + s.axes - 2;
+    if (items && step[0] && step[1] > step[0])
+      return least(parts_of(items, 4 * threads), least(ACROSS, s.shape[s.axes - 2]));
+  }
+  return 1;
 }
 
 /* y = the sum of x[i] @ weight[i] over products and of all terms.
@@ -315,13 +334,17 @@ static int sum(const Pool &pool, i64 axes, const i64 *shape, i64 width, i64 prod
   float *const packed = pack(s, weight), *const side = zeros<float>(pool.threads * room);
   const bool enough = packed && side;
   i64 outer = 1;
-  for (i64 axis = 0; axis < axes - 1; axis++) outer *= shape[axis];
+  for (i64 axis = 0; axis < axes - 2; axis++) outer *= shape[axis];
   const i64 length = shape[axes - 1], parts = parts_of(length, PART);
+  const i64 count = axes > 1 ? shape[axes - 2] : 1;
+  const i64 some = at_once(s, outer * count * parts, pool.threads), blocks = parts_of(count, some);
   if (enough)
-    pool.run(outer * parts, [&](i64 item, i64 thread) {
-      const i64 from = item % parts * PART;
+    pool.run(outer * blocks * parts, [&](i64 item, i64 thread) {
+      const i64 from = item % parts * PART, block = item / parts;
+      const i64 place = block % blocks * some;
       const auto rows = beside ? sum_rows<true> : sum_rows<false>;
-      rows(s, item / parts, from, least(from + PART, length), side + thread * room);
+      rows(s, block / blocks * count + place, least(some, count - place), from,
+           least(from + PART, length), side + thread * room);
     });
   free(packed), free(side);
   return !enough;
@@ -579,7 +602,7 @@ static int back(const Pool &pool, const float *g, const float *x, i64 batch, i64
       Sum here = s;
       here.x[0] = g + row * size, here.y = to_x + row * line * depth;
       if (first) here.term[0] = first + b * line * depth, here.term[1] = second + row * inner * depth;
-      sum_rows<false>(here, place / last, place % last, place % last + run, nullptr);
+      sum_rows<false>(here, place / last, 1, place % last, place % last + run, nullptr);
     }
   };
   if (enough) {
