@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import mmap
 import os
-import platform
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,57 +20,17 @@ import pytest
 from typer.testing import CliRunner
 
 from symcompile.bench import child, compare, report, runner
-from symcompile.bench.child import Bench, check_gradients, check_outputs, settle, tell
+from symcompile.bench.child import check_gradients, check_outputs, settle, tell
 from symcompile.bench.contestants import Contestant, build_of, find_contestants, peers_beside
 from symcompile.bench.plots import draw
-from symcompile.bench.process import environment
 from symcompile.bench.records import Measurement, Results, Session, append, read_results
-from symcompile.bench.roofline import GAUGES, Floor, Rates, calibrate, floor_of
+from symcompile.bench.roofline import Rates
 from symcompile.bench.runner import Run, pending, ready, run
-from symcompile.bench.statistics import geometric_mean, ratio, summary
-from symcompile.bench.subject import Setting, Unsuited
-from symcompile.bench.workloads import (
-    SERIES,
-    WORKLOADS,
-    Workload,
-    own_workload,
-    series,
-    transformer,
-    workload,
-)
+from symcompile.bench.workloads import Workload
 from symcompile.cli import app
-from symcompile.diagrams import basis_size
-from symcompile.errors import CheckError, OptionError, ShapeError
-from symcompile.spec import load_spec, parse_spec
+from symcompile.errors import CheckError, OptionError
+from tests.bench_cases import SETTING, TINY
 
-ROOT = Path(__file__).parents[1]
-SETTING = Setting(threads=1)
-TINY = own_workload(
-    {
-        "Dense_0": {"kernel": (0, 1), "bias": (1,)},
-        "Dense_1": {"kernel": (1, 2), "bias": (2,)},
-    },
-    sizes={0: 5, 1: 4, 2: 3},
-    batch=2,
-    channels=3,
-    name="tiny",
-)
-CNN = own_workload(
-    {
-        "Conv_0": {"kernel": (None, None, None, "a"), "bias": ("a",)},
-        "Conv_1": {"kernel": (None, None, "a", "b"), "bias": ("b",)},
-        "Dense_0": {"kernel": ((None, "b"), None), "bias": (None,)},
-    },
-    shapes={
-        "Conv_0": {"kernel": (3, 3, 2, 5), "bias": (5,)},
-        "Conv_1": {"kernel": (3, 3, 5, 4), "bias": (4,)},
-        "Dense_0": {"kernel": (24, 7), "bias": (7,)},
-    },
-    sizes={"b": 4},
-    batch=2,
-    channels=3,
-    name="cnn",
-)
 # Contestants that misbehave; NumPy alone, so that they start at once.
 PEERS = """
 import os, time
@@ -172,7 +130,7 @@ def asked(tmp_path: Path, peers: Path) -> Callable[..., Run]:
     return make
 
 
-# --- end to end ----------------------------------------------------------------------------------
+# --- end to end -----------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_checked_timings_and_every_report(asked: Callable[..., Run]) -> None:
@@ -279,7 +237,7 @@ def test_without_memory_for_all_they_take_no_turns_and_the_ratio_says_so(
     assert "(not interleaved)" in report.markdown(replace(results, measurements=(as_ours, peer)))
 
 
-# --- who is left out -----------------------------------------------------------------------------
+# --- who is left out ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -401,7 +359,7 @@ def test_a_contestant_that_hangs_is_late(asked: Callable[..., Run]) -> None:
     assert len(pending(asked("hangs", limit=3.0))) == 1
 
 
-# --- going on where a run stopped ----------------------------------------------------------------
+# --- going on where a run stopped -----------------------------------------------------------------
 
 
 def test_what_was_measured_is_left_alone(asked: Callable[..., Run], peers: Path) -> None:
@@ -526,388 +484,7 @@ def test_records_survive_a_cut_and_refuse_other_files(tmp_path: Path) -> None:
     assert Results.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
 
 
-# --- figures -------------------------------------------------------------------------------------
-
-
-def test_pairs_cancel_what_slows_the_machine_for_both() -> None:
-    slow, fast = [[2.0, 2.0], [20.0], [4.0]], [[1.0], [10.0, 10.0, 99.0], [2.0]]
-    assert ratio(slow, fast).median == ratio(slow, fast).low == ratio(slow, fast).high == 2.0
-    apart = ratio(slow, fast, paired=False)
-    assert (apart.median, apart.low, apart.high) == (2.0, 0.2, 20.0)
-    assert apart.paired is False
-    with pytest.raises(OptionError, match="3 turns against 2"):
-        ratio(slow, fast[:2])
-    for nothing in ([], [[]]):
-        with pytest.raises(OptionError, match=r"no turns|without calls"):
-            summary(nothing)
-    assert geometric_mean([0.5, 2.0]) == pytest.approx(1.0)
-
-
-def _results(times: dict[str, float], sessions: dict[str, str] | None = None) -> Results:
-    made = tuple(
-        Measurement(
-            TINY.to_dict(),
-            name,
-            name in ("torch auto", "torch.compile auto", "jax auto", "numpy auto"),
-            "k",
-            (sessions or {}).get(name, "s"),
-            (sessions or {}).get(name, "s"),
-            "ok",
-            stages={"plan": 1.0, "emit": 1.0, "compile": 1.0, "run": seconds},
-            forward=((seconds, seconds), (seconds,)),
-            extra=100,
-        )
-        for name, seconds in times.items()
-    )
-    kept = tuple(
-        Session(name, "", {}, SETTING, Rates(1e6, 1e9), 2, 0.1, 9.0)
-        for name in {"s", *(sessions or {}).values()}
-    )
-    return Results(kept, made)
-
-
-def test_ours_is_the_best_of_a_framework_and_a_peer_the_best_of_its_kind() -> None:
-    times = {
-        "torch auto": 4.0,
-        "torch.compile auto": 2.0,
-        "jax auto": 1.0,
-        "numpy auto": 0.1,
-        "nfn": 6.0,
-        "nfn compiled": 8.0,
-        "one term at a time": 10.0,
-    }
-    found = {
-        (m.framework, m.peer): m for m in compare.matches(_results(times)) if m.what == "forward"
-    }
-    assert {key: m.ratio.median for key, m in found.items()} == {
-        ("torch", "nfn"): 3.0,
-        ("jax", "nfn"): 6.0,
-        ("torch", "one term at a time"): 5.0,
-        ("jax", "one term at a time"): 10.0,
-    }
-    assert found["torch", "nfn"].ours == "torch.compile auto"
-    assert found["torch", "nfn"].theirs == "nfn"
-    (total,) = (
-        t
-        for t in compare.totals(list(found.values()), ["tiny"])
-        if (t.framework, t.peer) == ("jax", "nfn")
-    )
-    assert (total.mean, total.worst, total.count) == (pytest.approx(6.0), 6.0, 1)
-    apart = compare.matches(_results({"jax auto": 1.0, "nfn": 2.0}, {"nfn": "other"}))
-    assert [m.ratio.paired for m in apart if m.what == "forward"] == [False]
-
-
-def test_the_floor_counts_what_no_layer_can_do_without() -> None:
-    made = own_workload({"w": ("a", "b")}, sizes={"a": 3, "b": 5}, batch=2, channels=4)
-    entries = 2 * 3 * 5 * 4
-    weights = 4 * 4 * 4 + 4  # four diagrams of 4 x 4, one bias
-    flops = 2 * 2 * 16 * (1 + 3 + 5 + 15)  # one mix for each signature: (), a, b, ab
-    assert floor_of(made, 4) == Floor((2 * entries + weights) * 4, flops)
-    assert floor_of(made, 4, train=True) == Floor((4 * entries + 2 * weights) * 4, 3 * flops)
-    row = compare.rows(_results({"jax auto": 2.0}))[0]
-    floor = floor_of(TINY, 4)
-    assert row.share == pytest.approx(max(floor.bytes / 1e6, floor.flops / 1e9) / 2.0)
-    assert row.peak == 100 + 4 * TINY.entries
-    assert row.needed == 8 * TINY.entries
-
-
-@pytest.mark.parametrize("by", GAUGES)
-def test_every_library_measures_the_machine(by: str) -> None:
-    pytest.importorskip(by)
-    rates = calibrate(SETTING, by, copied=1 << 20, side=64)
-    assert 1e6 < rates["bandwidth"] < 1e13
-    assert 1e6 < rates["flops"] < 1e13
-
-
-def test_the_limit_is_the_best_that_any_library_reached() -> None:
-    class Gauge:
-        def __init__(self, **answer: Any) -> None:
-            self.answer = answer
-
-        def ask(self, command: Any, limit: float) -> dict[str, Any]:
-            return self.answer
-
-    gauges: Any = {
-        "torch": Gauge(status="ok", bandwidth=3.0, flops=5.0),
-        "jax": Gauge(status="ok", bandwidth=2.0, flops=9.0),
-        "numpy": Gauge(status="skipped", reason="not on a Sunday"),
-    }
-    session = Session("s", "c", {}, SETTING, None, 1, 0.1, 9.0)
-    asked = Run((), SETTING, Path("none"))
-    first = runner._gauged(asked, session, gauges)
-    assert first.rates == Rates(3.0, 9.0)
-    # What an earlier workload's turn saw counts too.
-    slow: Any = {"torch": Gauge(status="ok", bandwidth=1.0, flops=1.0)}
-    assert runner._gauged(asked, first, slow).rates == Rates(3.0, 9.0)
-    silent: Any = {"numpy": gauges["numpy"]}
-    assert runner._gauged(asked, session, silent).rates is None
-
-
-# In a process of its own, as contestants have: it changes how the process allocates.
-WEIGHED = """
-import sys
-import numpy as np
-from symcompile.bench.memory import peak_of
-size = 4 << 20
-if sys.argv[1] == "torch":
-    import torch
-    x = torch.ones(size, dtype=torch.uint8)
-    call = lambda: (x + 1) + (x + 2)
-elif sys.argv[1] == "jax":
-    import jax
-    twice = jax.jit(lambda x: 2 * x)
-    x = jax.numpy.ones(size, jax.numpy.uint8)
-    call = lambda: jax.block_until_ready(twice(x))
-else:
-    def call():
-        np.ones(2 * size, np.uint8)  # let go before the end
-        return np.ones(size, np.uint8)
-for _ in range(20):
-    call()
-print(peak_of(call) / size)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's figures are Linux's")
-@pytest.mark.parametrize(("kind", "held"), [("numpy", 2), ("jax", 1), ("torch", 3)])
-def test_peak_memory_counts_what_is_held_at_the_peak_only(
-    kind: str, held: int, tmp_path: Path
-) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WEIGHED, kind],
-        env=environment(SETTING, str(tmp_path)),  # whose allocator keeps what it has
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    # The kernel counts pages in batches for each thread.
-    assert float(done.stdout) == pytest.approx(held, rel=0.1)
-
-
-HOLES = """
-import sys
-import numpy as np
-from symcompile.bench import memory
-
-if sys.argv[1] == "left":
-    memory._plug = lambda: None
-hole, above = np.zeros(1 << 28, np.uint8), np.zeros(1 << 24, np.uint8)
-del hole
-
-def call():
-    # The heap grows for small blocks: by no more than they take, or it has room again.
-    kept = [np.ones(1 << 15, np.uint8) for k in range(16)]
-    for k in range(10):  # each that passes leaves room that is too small for those to come
-        passing = np.ones((k + 6) << 18, np.uint8)
-        kept.append(np.ones(1 << 22, np.uint8))
-        del passing
-    return kept
-
-print(memory.peak_of(call) / 2**20)
-"""
-
-
-@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="about its allocator")
-def test_room_in_the_heap_does_not_make_calls_seem_to_hold_what_they_let_go(tmp_path: Path) -> None:
-    plugged, left = (
-        float(
-            subprocess.check_output(
-                [sys.executable, "-c", HOLES, what],
-                env=environment(SETTING, str(tmp_path)),
-                timeout=60,
-            )
-        )
-        for what in ("plugged", "left")
-    )
-    assert plugged == pytest.approx(0.5 + 40 + 15 / 4, rel=0.05)
-    assert left > 1.2 * plugged, "if this is so no more, nothing needs to be plugged"
-
-
-def test_xla_states_what_a_call_on_a_gpu_takes() -> None:
-    jax = pytest.importorskip("jax")
-    from symcompile.bench.jax_subject import jax_subject
-
-    def apply(params: Any, x: list[Any]) -> list[Any]:
-        half = jax.numpy.sort(x[0])  # has to be there as a whole before anything is put out
-        return [half[::-1] + half]
-
-    asked = Setting(device="cuda")  # the figures are the same on any device
-    subject = jax_subject(apply, (), asked, stages={})
-    x = subject.put([np.ones(1 << 20, np.float32)])
-    assert subject.weigh is not None
-    size = 4 << 20
-    assert subject.weigh("forward", x, x) == pytest.approx(2 * size, rel=0.01)
-    assert subject.weigh("train", x, x) >= 2 * size  # an output and a gradient
-    assert jax_subject(apply, (), SETTING, stages={}).weigh is None
-
-
-FAULTS = """
-import resource
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
-    b"x" * (64 << 20)
-before = faults()
-for _ in range(4):
-    b"x" * (64 << 20)
-print(faults() - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="about the allocator of Linux")
-def test_contestants_use_memory_again(tmp_path: Path) -> None:
-    plain = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    counts = [
-        int(subprocess.check_output([sys.executable, "-c", FAULTS], env=env, timeout=60))
-        for env in (environment(SETTING, str(tmp_path)), plain)
-    ]
-    assert counts[0] < 100
-    if "glibc" in platform.libc_ver():
-        assert counts[1] > 1000, "if this is so no more, the instrument needs no setting for it"
-
-
-def test_inputs_take_turns_beyond_what_caches_hold() -> None:
-    small = Bench(TINY, Contestant("numpy auto"), SETTING)
-    small.first()
-    assert len({id(small._next()[0]) for _ in range(1000)}) == len(small.inputs) == 128
-    for name in WORKLOADS:
-        made = workload(name)
-        count = max(2, min(128, (1 << 27) // (4 * made.entries)))
-        assert count * 4 * made.entries >= 64 << 20, name
-
-
-# --- workloads -----------------------------------------------------------------------------------
-
-
-def test_the_workloads_are_those_that_were_agreed() -> None:
-    assert list(WORKLOADS) == ["mlp", "deep", "graph2", "graph3", "rnn", "transformer", "cnn"]
-    made = {name: workload(name) for name in WORKLOADS}
-    assert {name: (w.batch, w.channels) for name, w in made.items()} == {
-        "mlp": (8, 16),
-        "deep": (8, 32),
-        "graph2": (8, 32),
-        "graph3": (4, 16),
-        "rnn": (8, 16),
-        "transformer": (4, 16),
-        "cnn": (16, 16),
-    }
-    assert set(made["mlp"].shapes) == {
-        (8, 784, 512, 16),
-        (8, 512, 16),
-        (8, 512, 10, 16),
-        (8, 10, 16),
-    }
-    assert made["deep"].shapes.count((8, 128, 128, 32)) == 8
-    assert made["graph3"].shapes == ((4, 16, 16, 16, 16),)
-    spec = load_spec(ROOT / "symcompile" / "bench" / "specs" / "transformer.yaml")
-    assert made["transformer"].spec.leaves == spec.leaves
-    blocks = [w.series for w in series("blocks", SERIES["blocks"])]
-    assert blocks == [("blocks", count) for count in (1, 2, 4, 8)]
-    assert transformer(4).spec.size("block3.qk") == 16
-    with pytest.raises(OptionError, match="workload 'mpl' is not known"):
-        workload("mpl")
-
-
-@pytest.mark.parametrize("name", ["mlp", "cnn", "graph2-n128", "transformer"])
-def test_a_workload_is_the_same_in_another_process(name: str) -> None:
-    made = workload(name)
-    again = Workload.from_dict(json.loads(json.dumps(made.to_dict())))
-    assert again == made
-    assert again.digest == made.digest
-
-
-def test_inputs_are_the_same_for_everyone_and_differ_by_seed() -> None:
-    kind = np.dtype("float32")
-    one, same, other = TINY.inputs(0, kind), TINY.inputs(0, kind), TINY.inputs(1, kind)
-    assert [a.shape for a in one] == list(TINY.shapes)
-    assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
-    assert not any(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-    with pytest.raises(ShapeError, match="label 'b'"):
-        own_workload({"w": ("a", "b")}, sizes={"a": 2})
-    with pytest.raises(ShapeError, match="the fixed axis written None has no size"):
-        own_workload({"w": ("a", None)}, sizes={"a": 2})
-
-
-# --- peers ---------------------------------------------------------------------------------------
-
-
-def _peer(name: str) -> Contestant:
-    return next(c for c in find_contestants(peers_beside()) if c.name == name)
-
-
-SPECS: Sequence[Workload] = (
-    TINY,
-    CNN,
-    own_workload({"w": ("a", "a")}, sizes={"a": 4}, batch=2, channels=2, name="graph"),
-    own_workload(
-        {"w": ("a", "b", "a"), "v": ("b",), "s": ()}, sizes={"a": 3, "b": 4}, batch=2, channels=2
-    ),
-)
-
-
-@pytest.mark.parametrize("made", SPECS, ids=lambda w: w.name)
-def test_one_term_at_a_time_is_equivariant(made: Workload) -> None:
-    pytest.importorskip("jax")
-    subject = build_of(_peer("one term at a time"))(made, SETTING)
-    error, tolerance = check_outputs(subject, made, np.dtype("float32"))
-    assert error <= tolerance
-
-
-def test_one_term_at_a_time_has_the_whole_basis() -> None:
-    jnp = pytest.importorskip("jax.numpy")
-    module = sys.modules[build_of(_peer("one term at a time")).__module__]
-    blocks = list(module.partitions(("a",) * 4))
-    assert len(blocks) == basis_size([("a", "a")], [("a", "a")], {})
-    eye = np.eye(16, dtype=np.float32).reshape(16, 4, 4)
-    maps = [
-        np.concatenate([np.asarray(module.term(jnp.asarray(x), b, (4, 4))).ravel() for x in eye])
-        for b in blocks
-    ]
-    assert np.linalg.matrix_rank(np.stack(maps)) == 15
-
-
-@pytest.mark.parametrize("made", [TINY, CNN], ids=lambda w: w.name)
-def test_nfn_is_equivariant_on_its_own_layout(made: Workload) -> None:
-    pytest.importorskip("nfn", reason="nfn is not installed")
-    subject = build_of(_peer("nfn"))(made, SETTING)
-    error, tolerance = check_outputs(subject, made, np.dtype("float32"))
-    assert error <= tolerance
-    assert subject.train is not None
-    x = subject.put(made.inputs(0, np.dtype("float32")))
-    check_gradients(subject, made, np.dtype("float32"))
-    outputs, gradients, of_weights = subject.train(x, subject.forward(x))
-    assert len(outputs) == len(gradients) == len(made.shapes)
-    assert all(g is None or np.isfinite(g.numpy()).all() for g in of_weights)
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        {"w": ("a", "b")},
-        {
-            "l0": {"kernel": ("a", "a"), "bias": ("a",)},
-            "l1": {"kernel": ("a", "b"), "bias": ("b",)},
-        },
-        {
-            "l0": {"kernel": ("a", "b"), "bias": ("b",)},
-            "l1": {"kernel": ("c", "d"), "bias": ("d",)},
-        },
-        {
-            "l0": {"kernel": ("a", "b"), "bias": ("b",)},
-            "l1": {"kernel": ("b", "a"), "bias": ("a",)},
-        },
-        {"l0": {"kernel": ("a", "b")}, "l1": {"kernel": ("b", "c")}},
-        {"l0": {"kernel": ("a", "b"), "bias": ("b",)}},
-    ],
-)
-def test_nfn_takes_no_part_where_it_has_no_layer(spec: Any) -> None:
-    made = own_workload(spec, sizes=dict.fromkeys(parse_spec(spec).labels, 3), name="other")
-    with pytest.raises(Unsuited, match="nfn has layers for"):
-        build_of(_peer("nfn"))(made, SETTING)
-
-
-# --- the command ---------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def _cli(*words: object) -> Any:
@@ -1026,51 +603,3 @@ def test_an_unknown_contestant_and_a_file_without_any_are_refused(tmp_path: Path
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(OptionError, match="has no CONTESTANTS"):
         find_contestants([tmp_path / "empty.py"])
-
-
-# --- the README ----------------------------------------------------------------------------------
-
-
-def _readme() -> Any:
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_readme_shows_what_the_committed_results_say() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert _readme().updated(text) == text, "run: python benchmarks/readme.py"
-
-
-def test_the_readme_shows_a_plot_and_a_table_of_the_results(tmp_path: Path) -> None:
-    readme = _readme()
-    text = "a\n<!-- benchmark results: r/cpu -->\nold\n<!-- end of benchmark results -->\nb\n"
-    empty = text.replace("old\n", "")
-    assert readme.updated(text, tmp_path) == empty
-    folder = tmp_path / "r" / "cpu"
-    folder.mkdir(parents=True)
-    times = {"torch auto": 0.002, "torch.compile auto": 0.001, "jax auto": 0.004, "nfn": 0.006}
-    results = _results(times)
-    machine = {"processor": "Abacus", "usable_cores": 2, "packages": {}}
-    sessions = tuple(replace(s, machine=machine, command="bench y") for s in results.sessions)
-    results = replace(results, sessions=sessions)
-    (folder / "results.json").write_text(report.json_text(results))
-    shown = readme.updated(empty, tmp_path)
-    assert shown.startswith("a\n<!-- benchmark results: r/cpu -->\n")
-    assert shown.endswith("<!-- end of benchmark results -->\nb\n")
-    assert readme.updated(shown, tmp_path) == shown
-    assert "](r/cpu/ratios.svg)" in shown
-    assert "| tiny | forward | 1 | 4 | 6.00× | 1.50× |" in shown
-    assert "| geometric mean | forward |  |  | 6.00× over 1 | 1.50× over 1 |" in shown
-    assert "Abacus, 2 cores" in shown
-    assert "`bench y`" in shown
-    # Another figure in the results is another README.
-    changed = _results({**times, "nfn": 0.007})
-    (folder / "results.json").write_text(report.json_text(replace(changed, sessions=sessions)))
-    assert readme.updated(shown, tmp_path) != shown
-    for broken in ("a\n", text + text):
-        with pytest.raises(ValueError, match="pairs of comments"):
-            readme.updated(broken, tmp_path)
