@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -320,3 +321,18 @@ def test_64_bits_are_refused_where_jax_would_round_them(tmp_path):
     sc.save_weights({"w": np.ones((2, 2))}, tmp_path / "w.safetensors")
     with pytest.raises(sc.BackendError, match="jax_enable_x64"):
         sc.load_weights(tmp_path / "w.safetensors", backend="jax")
+
+
+def test_diagonals_are_entries_at_equal_steps() -> None:
+    """No gather, that XLA makes and then moves, and no scatter for its gradient."""
+    spec = {"p": ("a", "b", "a"), "q": ("a", "a")}
+    layer = sc.compile(spec, in_channels=2, out_channels=2, backend="jax")
+    x = {"p": jnp.ones((3, 2, 3, 2)), "q": jnp.ones((3, 3, 2))}
+    params = random_weights(layer, dtype=np.float32)
+
+    def total(params: Any, x: Any) -> Any:
+        return sum(jnp.sum(leaf**2) for leaf in layer.apply(params, x).values())
+
+    text = jax.jit(jax.grad(total, argnums=(0, 1))).lower(params, x).as_text()
+    assert not {"gather", "scatter"} & set(re.findall(r"stablehlo\.(\w+)", text))
+    assert "_diagonal(" in layer.source
