@@ -163,8 +163,8 @@ def export(
 ) -> Path:
     """Write a layer's source to `path`.
 
-    The file imports only its framework and runs where symcompile is not installed. It is written
-    beside and renamed, so an error leaves what stood there.
+    The file imports torch only, or jax and numpy, and runs where symcompile is not installed. It is
+    written beside and renamed, so an error leaves what stood there.
 
     Args:
         spec, out_spec, backend, options: as for `compile`.

@@ -5,6 +5,8 @@ The one thing to know: run `pytest tests/test_init.py -s` to see the figures tha
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import cache
 
 import numpy as np
@@ -309,9 +311,46 @@ def test_a_torch_layer_is_built_on_the_meta_device():
 def test_jax_initialises_under_jit_and_vmap():
     import jax
 
-    one = sc.compile({"x": (0,)}, in_channels=2, out_channels=3, backend="jax")
+    one = sc.compile(
+        {"x": (0,), "y": (0, 0), "z": (0, 1)}, in_channels=2, out_channels=3, backend="jax"
+    )
     keys = jax.random.split(jax.random.key(3), 4)
     plain, many = one.init(keys[1]), jax.jit(jax.vmap(one.init))(keys)
     for name in plain:
         assert many[name].shape == (4, *plain[name].shape)
         np.testing.assert_allclose(many[name][1], plain[name], rtol=1e-5, atol=1e-6)
+
+
+def test_jax_compiles_one_draw_whatever_the_number_of_weights(caplog):
+    import jax
+
+    key = jax.random.key(0)
+    spec = {"x": (0,), "y": (0, 0), "z": (0, 1), "k": (1, 2)}
+    one = sc.compile(spec, in_channels=2, out_channels=3, backend="jax")
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        assert len(one.init(key)) > 6
+    compiled = [text for text in caplog.messages if text.startswith("Finished XLA compilation")]
+    assert len(compiled) == 1, compiled
+
+
+def test_jax_draws_where_the_key_is():
+    script = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=3"
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import symcompile as sc
+
+layer = sc.compile({"k": (0, 1), "b": (1,)}, in_channels=2, out_channels=2, backend="jax")
+key, devices = jax.random.key(0), jax.devices()
+everywhere = NamedSharding(Mesh(np.array(devices), ("x",)), PartitionSpec())
+plain = layer.init(key)
+for place in (devices[1], everywhere):
+    params = layer.init(jax.device_put(key, place))
+    wanted = {place} if place is devices[1] else {*devices}
+    for name, weight in params.items():
+        assert weight.devices() == wanted, (name, weight.devices())
+        np.testing.assert_allclose(weight, plain[name], rtol=1e-5, atol=1e-6)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

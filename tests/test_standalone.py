@@ -20,7 +20,10 @@ import symcompile as sc
 from tests.backend_cases import CUBE, MLP, SPEC, inputs, random_weights
 
 BACKENDS = ["torch", "jax"]
-IMPORTS = {"torch": {"torch"}, "jax": {"sys", "jax", "jax.numpy"}}
+IMPORTS = {
+    "torch": {"torch"},
+    "jax": {"sys", "jax", "jax.numpy", "numpy"},
+}  # JAX needs NumPy itself
 
 BLOCKER = """
 import sys

@@ -27,6 +27,7 @@ _TEMPLATE = '''\
 
 {imports}import jax
 import jax.numpy as jnp
+import numpy as np
 
 {kernels}# The tensors read: (path, number of axes besides batch and channels).
 TENSORS = {tensors}
@@ -47,22 +48,32 @@ class ShapeError(ValueError):
 def init(key, dtype=None):
     """Draw the weights, a dict of arrays; the bias starts at zero."""
     dtype = jnp.dtype({default_dtype} if dtype is None else dtype)
-    draw = jax.jit(_init, static_argnums=1)
-    return draw(key, dtype)
+    noise = jax.jit(_noise, static_argnums=1)(key, dtype)
+    if isinstance(noise, jax.core.Tracer) or len(noise.devices()) > 1:
+        return jax.jit(_drawn, static_argnums=(0, 2))(jnp, noise, dtype)
+    # On the host, as XLA would compile every part of every weight; then to where the key is.
+    (device,) = noise.devices()
+    with jax.default_device(device):
+        return jax.device_put(_drawn(np, jax.device_get(noise), dtype))
 
 
-def _init(key, dtype):
-    # One draw for all weights, compiled whole: a draw each takes XLA several times as long.
-    drawn = {{name: shape for name, shape in WEIGHTS.items() if name in SCALES}}
-    total = sum(rows * cols for rows, cols in drawn.values())
-    # Half types are drawn in float32 and rounded.
-    kind = jnp.promote_types(dtype, jnp.float32)
-    noise = jax.random.normal(key, (total,), kind)
-    params = {{name: jnp.zeros(shape, dtype) for name, shape in WEIGHTS.items()}}
-    for name, (rows, cols) in drawn.items():
-        total -= rows * cols
-        values = noise[total : total + rows * cols].reshape(rows, cols)
-        params[name] = _scaled(values, *SCALES[name]).astype(dtype)
+def _noise(key, dtype):
+    """Normal noise for all weights, in one draw: half types are drawn in float32 and rounded."""
+    total = sum(rows * cols for rows, cols in (WEIGHTS[name] for name in SCALES))
+    return jax.random.normal(key, (total,), jnp.promote_types(dtype, jnp.float32))
+
+
+def _drawn(xp, noise, dtype):
+    """The weights out of noise, as arrays of NumPy or JAX."""
+    params = {{}}
+    place = noise.size
+    for name, shape in WEIGHTS.items():
+        if name not in SCALES:
+            params[name] = xp.zeros(shape, dtype)
+            continue
+        place -= shape[0] * shape[1]
+        values = noise[place : place + shape[0] * shape[1]].reshape(shape)
+        params[name] = _scaled(xp, values, *SCALES[name]).astype(dtype)
     return params
 
 
@@ -79,27 +90,32 @@ def apply(params, x):
 {result}
 
 
-def _scaled(noise, rows, cols, orthogonal):
+def _scaled(xp, noise, rows, cols, orthogonal):
     """Initial values of a weight, out of normal noise."""
-    factor, is_direct = ([run[k] for run in rows for _ in range(run[0])] for k in (1, 2))
-    base, direct = ([run[k] for run in cols for _ in range(run[0])] for k in (1, 2))
-    tops = [row for row, yes in enumerate(is_direct) if yes]
-    lefts = [col for col, deviation in enumerate(direct) if deviation]
+    heights, factor, is_direct = map(np.array, zip(*rows))
+    widths, base, direct = map(np.array, zip(*cols))
+    factor, is_direct = factor.repeat(heights), is_direct.repeat(heights)
+    base, direct = base.repeat(widths), direct.repeat(widths)
     kind = noise.dtype
-    values = noise * (jnp.array(factor, kind)[:, None] * jnp.array(base, kind))
-    if tops and lefts:
-        place = jnp.ix_(jnp.array(tops), jnp.array(lefts))
-        block = _orthogonal(noise[place]) if orthogonal else noise[place]
-        values = values.at[place].set(block * jnp.array([direct[col] for col in lefts], kind))
+    values = noise * factor.astype(kind)[:, None] * base.astype(kind)
+    tops, lefts = np.flatnonzero(is_direct), np.flatnonzero(direct)
+    if tops.size and lefts.size:
+        place = np.ix_(tops, lefts)
+        block = _orthogonal(xp, noise[place]) if orthogonal else noise[place]
+        block = block * direct[lefts].astype(kind)
+        if xp is jnp:
+            return values.at[place].set(block)
+        values[place] = block
     return values
 
 
-def _orthogonal(noise):
+def _orthogonal(xp, noise):
     """A random matrix whose shorter side is orthogonal; entries keep unit variance."""
     tall = noise if noise.shape[0] >= noise.shape[1] else noise.conj().T
-    q, r = jnp.linalg.qr(tall)
+    q, r = xp.linalg.qr(tall)
     # The signs make it uniform over orthogonal matrices (Mezzadri, arXiv math-ph/0609050).
-    q = q * jnp.sign(jnp.diagonal(r)) * tall.shape[0] ** 0.5
+    signs = r.diagonal() / abs(r.diagonal())
+    q = q * signs * tall.shape[0] ** 0.5
     return q if tall is noise else q.conj().T
 
 
@@ -276,6 +292,7 @@ _TAKEN = {
     "jax",
     "jnp",
     "leaves",
+    "np",
     "params",
     "sys",
     "weights",
