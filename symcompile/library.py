@@ -13,7 +13,7 @@ from math import prod
 from typing import Any, TypeAlias
 
 from symcompile.errors import OptionError, ShapeError
-from symcompile.spec import Fixed, Label, Leaf, Perm, PermSpec, format_path
+from symcompile.spec import Fixed, Label, Leaf, Perm, PermSpec, format_path, format_place
 from symcompile.spec.types import plain_int, short_repr
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "parse_stats",
     "permuted_axes",
     "pooled_features",
+    "require_order",
 ]
 
 Statistic: TypeAlias = str | float
@@ -101,6 +102,15 @@ def fixed_sizes(leaf: Leaf) -> tuple[int, ...]:
                 "shapes=, or write Fixed(n)"
             )
     return tuple(size for size in sizes if size is not None)
+
+
+def require_order(leaf: Leaf, stats: Sequence[Statistic], *, is_complex: bool) -> None:
+    """Raise `ShapeError` for statistics of complex numbers that ask which is the larger."""
+    if is_complex and not {"mean", "sum", "var"}.issuperset(stats):
+        raise ShapeError(
+            f"{format_place(leaf.path)} is complex, and complex numbers have no order: for max and "
+            "quantiles give real and imaginary parts as channels; without, ask for other statistics"
+        )
 
 
 def pooled_features(

@@ -295,6 +295,22 @@ def test_a_quantile_of_what_is_not_a_number() -> None:
     assert high == 2
 
 
+def test_nothing_has_a_sum_and_no_other_statistic() -> None:
+    empty = jnp.zeros((2, 0, 1))
+    found = F.invariant_pool(("a",), empty, ("sum", "mean", "max", "var", 0.5))
+    assert jnp.isnan(found).tolist() == [[False, True, True, True, True]] * 2
+    assert jnp.isnan(F.statistics(("a",), empty)).all()
+
+
+def test_complex_numbers_have_no_order() -> None:
+    spec, x = {"w": ("a",)}, {"w": jnp.ones((3, 1), "complex64")}
+    with pytest.raises(sc.ShapeError, match=r"x\['w'\] is complex"):
+        F.statistics(spec, x)
+    with pytest.raises(sc.ShapeError, match=r"x\['w'\] is complex"):
+        F.invariant_pool(spec, x, ("mean", "max"))
+    F.invariant_pool(spec, x, ("mean", "sum", "var"))
+
+
 def test_quantiles_of_more_entries_than_float32_can_count() -> None:
     n = 2**25 + 5  # its third quarter is entry 25,165,827, which float32 cannot name
     place = 3 * (n - 1) // 4

@@ -644,6 +644,18 @@ def test_checkpoints_and_many_gradients_at_once(name: str) -> None:
     assert (kept - each[0]).abs().max() <= scale
 
 
+def test_no_gradient_comes_back_where_none_arrives() -> None:
+    layer = sc.compile({"k": ("a", "b"), "b": ("b",)}, in_channels=8, out_channels=16)
+    x = {"k": torch.randn(8, 64, 64, 8, requires_grad=True), "b": torch.randn(8, 64, 8)}
+    scale = torch.ones(16, requires_grad=True)
+    # Runs the layer's nodes without a gradient: the function within cuts it off.
+    torch.utils.checkpoint.checkpoint(
+        lambda y, scale: (y.detach() * scale).sum(), layer(x)["b"], scale, use_reentrant=True
+    ).backward()
+    assert scale.grad is not None
+    assert x["k"].grad is None
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("name", SPECS)

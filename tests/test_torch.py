@@ -406,6 +406,60 @@ def test_copies_are_independent() -> None:
         assert not torch.equal(other.bias, layer.bias)
 
 
+def test_copies_of_a_compiled_layer_run_their_own_weights() -> None:
+    layer = make()
+    layer.compile(backend="eager")
+    expected = layer(tensors())
+    copies = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
+    average = torch.optim.swa_utils.AveragedModel(layer)
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.zero_()
+    for other in (*copies, average):
+        close(other(tensors()), expected)
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+Made: Any = None  # a class that somebody made of a layer's
+
+
+def test_copies_are_of_the_class_they_are_copies_of() -> None:
+    global Made
+    layer = make()
+    Made = type("Made", (type(layer),), {"__module__": __name__, "mine": 1})
+    layer.__class__ = Made
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert type(other) is Made
+        close(other(tensors()), layer(tensors()))
+
+
+def test_a_parametrized_layer_is_copied_and_says_that_it_does_not_pickle() -> None:
+    layer = make()
+    torch.nn.utils.parametrize.register_parametrization(layer, "bias", Doubled())
+    expected = layer(tensors())
+    other = copy.deepcopy(layer)
+    with torch.no_grad():
+        layer.parametrizations["bias"].original.zero_()
+    close(other(tensors()), expected)
+    with pytest.raises(RuntimeError, match="parametrized modules is only supported through"):
+        pickle.dumps(other)
+
+
+def test_linearize_needs_no_grad_as_the_docs_say() -> None:
+    layer = make({"w": ("a", "a"), "v": ("a",)})
+    x = tensors({"w": ("a", "a"), "v": ("a",)})
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        y, push = torch.func.linearize(layer, x)
+        expected, tangent = torch.func.jvp(layer, (x,), (x,))
+        close(y, expected)
+        close(push(x), tangent)
+
+
 def test_torch_save_loads_in_a_fresh_process(tmp_path: Any) -> None:
     layer = make()
     torch.save((layer, tensors(), layer(tensors())), tmp_path / "layer.pt")

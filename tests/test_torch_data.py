@@ -240,6 +240,36 @@ def test_trees_that_do_not_fit_are_refused() -> None:
         unstack_weights({}, like=module)
 
 
+def test_what_is_no_tensor_is_named() -> None:
+    module = nn.Linear(3, 2)
+    whole = {"weight": torch.ones(2, 3, 1)}
+    for give in (to_state_dict, unstack_weights):
+        with pytest.raises(ShapeError, match="the leaf 'bias' is a NoneType object"):
+            give({**whole, "bias": None}, like=module)
+        with pytest.raises(ShapeError, match="the leaf 'weight' is a int object"):
+            give({"weight": 3}, like=module)
+        with pytest.raises(ShapeError, match="the tree is a NoneType object"):
+            give(None, like=module)
+    with pytest.raises(ShapeError, match=r"'weight' has shape \(\), expected \(batch, "):
+        unstack_weights({"weight": torch.tensor(1.0)}, like=module)
+    for sources in (None, 3, "network.pt"):
+        with pytest.raises(ShapeError, match="expected a module, or tensors by name"):
+            stack_weights(sources)  # type: ignore[arg-type]
+    nested: Any = {"params": {"w": torch.ones(2)}}
+    with pytest.raises(ShapeError, match="'params' is a container of 1 entries"):
+        from_module(nested)
+    with pytest.raises(ShapeError, match="'weight' has no shape yet"):
+        from_module(nn.LazyLinear(3))
+
+
+def test_a_batch_of_none_is_checked_like_any() -> None:
+    module = nn.Linear(3, 2)
+    none = {key: leaf[:0] for key, leaf in stack_weights(module).items()}
+    assert unstack_weights(none, like=module) == []
+    with pytest.raises(ShapeError, match="the tree has a leaf 'gain'"):
+        unstack_weights({"gain": torch.zeros(0, 7)}, like=module)
+
+
 def test_default_collate_makes_the_batches_that_stacking_does() -> None:
     modules = [trained(MODULES["batch norm"], seed) for seed in range(4)]
     wanted = stack_weights(modules)

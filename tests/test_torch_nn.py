@@ -459,6 +459,33 @@ def test_integers_are_read_in_the_dtype_of_the_weights() -> None:
         close(plain(x), plain(x.float()))
 
 
+def test_nothing_has_a_sum_and_no_other_statistic() -> None:
+    empty = torch.zeros(2, 0, 1)
+    found = layers.InvariantPool(("a",), ("sum", "mean", "max", "var", 0.5))(empty)
+    assert found.isnan().tolist() == [[False, True, True, True, True]] * 2
+    assert layers.StatFeaturizer(("a",))(empty).isnan().all()
+
+
+def test_complex_numbers_have_no_order() -> None:
+    x = {"w": torch.ones(3, 1, dtype=torch.complex64)}
+    for module in (
+        layers.StatFeaturizer({"w": ("a",)}),
+        layers.InvariantPool({"w": ("a",)}, ("mean", "max")),
+    ):
+        with pytest.raises(sc.ShapeError, match=r"x\['w'\] is complex"):
+            module(x)
+    layers.InvariantPool({"w": ("a",)}, ("mean", "sum", "var"))(x)
+
+
+def test_positions_are_never_added_to_the_input_itself() -> None:
+    embed = layers.LearnedPosEmbedding({"w": (sc.Fixed(3), "h"), "b": ("h",)}, 1)
+    x = {"w": torch.ones(3, 4, 1), "b": torch.ones(4, 1)}
+    with torch.no_grad():
+        for leaf in embed(x).values():
+            leaf.zero_()
+    assert all((leaf == 1).all() for leaf in x.values())
+
+
 def test_scales_start_where_asked() -> None:
     module = layers.LearnedScale(MLP, 4, init=0.25)
     x = tensors(MLP)

@@ -21,18 +21,22 @@ True
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, TypeAlias
 
 import optree
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from symcompile.errors import ShapeError
 from symcompile.spec import PermSpec, bind_specs, parse_spec, unflatten
 
 __all__ = ["Source", "from_module", "stack_weights", "to_state_dict", "unstack_weights"]
+
+_EXTRA = "_extra_state"
+"""Ends the keys of a state_dict under which modules keep what is no tensor."""
 
 Source: TypeAlias = nn.Module | Mapping[str, Tensor]
 """A module, or tensors by name: a state_dict, or `dict(module.named_parameters())`."""
@@ -135,16 +139,19 @@ def unstack_weights(tree: Any, like: Source | Sequence[Source]) -> list[OrderedD
             "the tree or like= is empty; give a tree of stack_weights, and its networks"
         )
     first, leaf = next(iter(found.items()))
-    count = len(leaf) if leaf.ndim else 0
+    if not leaf.ndim:
+        raise ShapeError(f"the leaf {first!r} has shape (), expected (batch, *axes, 1)")
+    count = len(leaf)
     if len(sources) not in (1, count):
         raise ShapeError(
             f"like has {len(sources)} networks, the tree a batch of {count} (at {first!r}); give "
             "one network for each, or one for all"
         )
-    every = [_values(source) for source in sources] * (1 if len(sources) == count else count)
-    for values in every:
+    each = [_values(source) for source in sources]
+    for values in each:
         for key, leaf in found.items():
             _require_shape(key, leaf, (count,), values)
+    every = each if len(each) == count else each * count
     return [
         _state_dict({key: leaf[number] for key, leaf in found.items()}, values)
         for number, values in enumerate(every)
@@ -153,17 +160,30 @@ def unstack_weights(tree: Any, like: Source | Sequence[Source]) -> list[OrderedD
 
 def _values(source: Source) -> Mapping[str, Tensor]:
     if isinstance(source, nn.Module):
-        return source.state_dict()
-    if not isinstance(source, Mapping):
+        source = source.state_dict()
+    elif not isinstance(source, Mapping):
         raise ShapeError(
             f"found a {type(source).__name__} object, expected a module, or tensors by name; load "
             "a file with torch.load first"
         )
+    for key, value in source.items():
+        if isinstance(value, Mapping) and not str(key).endswith(_EXTRA):
+            raise ShapeError(
+                f"{key!r} is a container of {len(value)} entries, expected a tensor; give tensors "
+                "by name, as a state_dict has them"
+            )
+        if is_lazy(value):
+            raise ShapeError(f"{key!r} has no shape yet; call the module once before this")
     return source
 
 
 def _listed(sources: Source | Sequence[Source]) -> list[Source]:
-    return [sources] if isinstance(sources, nn.Module | Mapping) else list(sources)
+    if isinstance(sources, Iterable) and not isinstance(
+        sources, nn.Module | Mapping | str | Tensor
+    ):
+        return list(sources)
+    _values(sources)  # refuses what is none
+    return [sources]
 
 
 def _keys(
@@ -287,8 +307,13 @@ def _state_dict(
 
 def _by_key(tree: Any) -> dict[str, Tensor]:
     """The leaves of a tree by state_dict key, which is their path joined by dots."""
-    paths, leaves, _ = optree.tree_flatten_with_path(tree)
-    return {".".join(map(str, path)): leaf for path, leaf in zip(paths, leaves, strict=True)}
+    paths, leaves, _ = optree.tree_flatten_with_path(tree, none_is_leaf=True)
+    found = {".".join(map(str, path)): leaf for path, leaf in zip(paths, leaves, strict=True)}
+    for key, leaf in found.items():
+        if not isinstance(leaf, Tensor):
+            place = f"the leaf {key!r}" if key else "the tree"
+            raise ShapeError(f"{place} is a {type(leaf).__name__} object, expected a tensor")
+    return found
 
 
 def _tree(spec: PermSpec | None, keys: Sequence[str], values: Mapping[str, Tensor]) -> Any:

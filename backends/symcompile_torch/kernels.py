@@ -342,7 +342,9 @@ def _sums_held_back(
 ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
     to_x, to_weight, *_ = ctx.needs_input_grad
     ops, axis = torch.ops.symcompile, ctx.axis
-    like = next(one for one in (first, second, grad) if one is not None)
+    like = next((one for one in (first, second, grad) if one is not None), None)
+    if like is None:  # autograd runs a node though no gradient reaches it
+        return None, None, None, None, None
     first, second = (
         _of_sum(one, ctx.shape, axis + k, ctx.mean, like) for k, one in enumerate((first, second))
     )

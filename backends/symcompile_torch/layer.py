@@ -42,15 +42,19 @@ class TorchLayer(CompiledLayer, nn.Module):
         return emit(self.compiled)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        # Not what `compile` made: a copy compiles anew. Parametrized modules refuse, and say so.
+        state = self.__getstate__()  # type: ignore[no-untyped-call]
         self._own_weights()
-        # Places are worked out anew.
-        state = {key: value for key, value in self.__dict__.items() if key != "_places"}
-        return _rebuild, (self.compiled,), state
+        state.pop("_places", None)  # worked out anew
+        kind = type(self)
+        # A generated class goes as what it is made of, one made of it by name, as others do.
+        return _rebuild, (self.compiled, None if kind is _class_of(self.compiled) else kind), state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TorchLayer:
         memo[id(self.compiled)] = self.compiled
-        layer = memo[id(self)] = _rebuild(self.compiled)
-        layer.__setstate__(deepcopy(self.__dict__, memo))  # type: ignore[no-untyped-call]
+        layer = memo[id(self)] = _rebuild(self.compiled, type(self))
+        state = {key: value for key, value in self.__dict__.items() if key != "_compiled_call_impl"}
+        layer.__setstate__(deepcopy(state, memo))  # type: ignore[no-untyped-call]
         return layer
 
     def _own_weights(self) -> None:
@@ -98,9 +102,9 @@ def _class_of(compiled: Compiled) -> type[TorchLayer]:
     return made
 
 
-def _rebuild(compiled: Compiled) -> TorchLayer:
+def _rebuild(compiled: Compiled, kind: type[TorchLayer] | None = None) -> TorchLayer:
     """An instance without weights, for unpickling and copying to fill."""
-    kind = _class_of(compiled)
+    kind = kind or _class_of(compiled)
     layer = kind.__new__(kind)
     torch.nn.Module.__init__(layer)
     layer.compiled = compiled

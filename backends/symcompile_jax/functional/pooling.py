@@ -16,7 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from symcompile.library import FIVE_NUMBERS, Statistic, parse_stats, permuted_axes
+from symcompile.library import FIVE_NUMBERS, Statistic, parse_stats, permuted_axes, require_order
 from symcompile_jax.functional.trees import Array, read, reader_of, wide
 
 __all__ = ["invariant_pool", "statistics"]
@@ -32,7 +32,8 @@ def invariant_pool(
 
     Args:
         stats: "mean", "sum", "max", "var" (divided by n), or numbers from 0 to 1 for quantiles,
-            interpolated linearly; NaN if any entry is.
+            interpolated linearly; NaN if any entry is. Of no entries all but the sum are NaN.
+            Complex entries have no "max" and no quantiles.
         channels: of each tensor, to be checked.
 
     >>> invariant_pool(("n",), jnp.array([[1.0], [4.0], [7.0]]), ("mean", "max", 0.25)).tolist()
@@ -42,6 +43,7 @@ def invariant_pool(
     reader = reader_of(spec, channels, split=True)
     parts = []
     for leaf, value in zip(reader.spec.leaves, reader.split(read(reader, x)), strict=True):
+        require_order(leaf, stats, is_complex=jnp.iscomplexobj(value))
         axes = permuted_axes(leaf)
         lead = value.ndim - len(leaf.atoms) - 1
         moved = jnp.moveaxis(value, axes, range(lead, lead + len(axes)))
@@ -62,6 +64,7 @@ def statistics(spec: Any, x: Any) -> Array:
     reader = reader_of(spec)
     parts: list[Array] = []
     for leaf, value in zip(reader.spec.leaves, read(reader, x), strict=True):
+        require_order(leaf, FIVE_NUMBERS, is_complex=jnp.iscomplexobj(value))
         lead = value.ndim - len(leaf.axes) - 1
         entries = prod(value.shape[lead:-1])
         rows = value.reshape(*value.shape[:lead], entries, value.shape[-1])
@@ -87,10 +90,10 @@ class _Values:
         return jnp.sort(self.x, axis=-2)  # NaN comes last
 
     def stat(self, stat: Statistic) -> Array:
-        if stat == "mean":
-            return self.x.mean(-2)
         if stat == "sum":
             return self.x.sum(-2)
+        if stat == "mean" or not self.x.shape[-2]:
+            return self.x.mean(-2)  # of nothing, NaN
         if stat == "max":
             return self.x.max(-2)
         if stat == "var":

@@ -62,7 +62,8 @@ class InvariantPool(nnx.Module):
 class StatFeaturizer(nnx.Module):
     """Mean, variance and the quantiles 0, 1/4, 1/2, 3/4, 1 of each tensor and channel.
 
-    Over all axes, permuted and fixed (Unterthiner et al., arXiv 2002.11448); any dtype, any size.
+    Over all axes, permuted and fixed (Unterthiner et al., arXiv 2002.11448); any real dtype, any
+    size: of no entries, NaN.
 
     Args:
         spec: as for `symcompile.compile`.

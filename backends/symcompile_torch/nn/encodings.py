@@ -63,7 +63,8 @@ class LearnedPosEmbedding(nn.Module):
                 part, weight = cast(part, self.weight[k])
                 part = part + _along(weight, axis)
                 k += 1
-            y.append(part.reshape(value.shape))
+            # Never the input itself, which what follows may change in place.
+            y.append(part.reshape(value.shape) if fixed_axes(leaf) else value.clone())
         return unflatten(self.reader.spec, y)
 
 

@@ -21,8 +21,9 @@ from symcompile.library import (
     parse_stats,
     permuted_axes,
     pooled_features,
+    require_order,
 )
-from symcompile.spec import resolve_channels
+from symcompile.spec import Leaf, resolve_channels
 from symcompile_torch.nn.trees import reader, widened
 
 __all__ = ["InvariantPool", "StatFeaturizer"]
@@ -34,7 +35,8 @@ class InvariantPool(nn.Module):
     Args:
         spec: as for `symcompile.compile`.
         stats: which ones, of "mean", "sum", "max", "var" (biased), and quantiles as numbers in
-            [0, 1] (linear between entries; not a number if any entry is).
+            [0, 1] (linear between entries; not a number if any entry is). Of no entries all but the
+            sum are not a number; complex entries have no "max" and no quantiles.
         shapes: as for `symcompile.compile`; needed for `out_features` where the spec says None.
 
     Returns:
@@ -72,7 +74,10 @@ class InvariantPool(nn.Module):
         """The features of leaves in canonical order."""
         pairs = zip(self.reader.split(leaves), self.reader.spec.leaves, strict=True)
         return torch.cat(
-            [_pooled(x, permuted_axes(leaf), fixed_axes(leaf), self.stats) for x, leaf in pairs],
+            [
+                _pooled(x, leaf, permuted_axes(leaf), fixed_axes(leaf), self.stats)
+                for x, leaf in pairs
+            ],
             dim=-1,
         )
 
@@ -83,7 +88,8 @@ class InvariantPool(nn.Module):
 class StatFeaturizer(nn.Module):
     """Mean, variance and the quantiles 0, 1/4, 1/2, 3/4, 1 of each tensor and channel.
 
-    Over all axes, permuted and fixed (Unterthiner et al., arXiv 2002.11448); any dtype, any size.
+    Over all axes, permuted and fixed (Unterthiner et al., arXiv 2002.11448); any real dtype, any
+    size: of no entries, not a number.
 
     Args:
         spec: as for `symcompile.compile`.
@@ -113,7 +119,7 @@ class StatFeaturizer(nn.Module):
         pairs = zip(self.reader.read(x), self.reader.spec.leaves, strict=True)
         return torch.cat(
             [
-                _pooled(value, tuple(range(-len(leaf.axes) - 1, -1)), (), FIVE_NUMBERS)
+                _pooled(value, leaf, tuple(range(-len(leaf.axes) - 1, -1)), (), FIVE_NUMBERS)
                 for value, leaf in pairs
             ],
             dim=-1,
@@ -121,9 +127,14 @@ class StatFeaturizer(nn.Module):
 
 
 def _pooled(
-    x: Tensor, reduced: Sequence[int], kept: Sequence[int], stats: Sequence[Statistic]
+    x: Tensor,
+    leaf: Leaf,
+    reduced: Sequence[int],
+    kept: Sequence[int],
+    stats: Sequence[Statistic],
 ) -> Tensor:
     """(*batch, *atoms, channels) to (*batch, statistics x kept x channels)."""
+    require_order(leaf, stats, is_complex=x.is_complex())
     lead = x.ndim - len(reduced) - len(kept) - 1
     columns = x.permute(*range(lead), *kept, *reduced, -1)
     columns = columns.flatten(lead + len(kept), -2) if reduced else columns.unsqueeze(-2)
@@ -131,7 +142,9 @@ def _pooled(
     wide, order = widened(columns), None
     features = []
     for stat in stats:
-        if isinstance(stat, str):
+        if not columns.shape[-2] and stat != "sum":
+            feature = wide.mean(-2)  # of nothing, not a number
+        elif isinstance(stat, str):
             feature = _moment(wide, stat)
         else:
             order = columns.sort(dim=-2).values if order is None else order
@@ -141,10 +154,10 @@ def _pooled(
 
 
 def _moment(x: Tensor, stat: str) -> Tensor:
-    if stat == "mean":
-        return x.mean(-2)
     if stat == "sum":
         return x.sum(-2)
+    if stat == "mean":
+        return x.mean(-2)
     if stat == "max":
         return x.amax(-2)
     centred = x - x.mean(-2, keepdim=True)
