@@ -369,7 +369,7 @@ def _dtype_name(dtype: Any) -> str | None:
 
 
 def _check_name(name: str) -> None:
-    taken = {"nn", "torch", "jax", "jnp", "Mapping", "ShapeError"}
+    taken = {"nn", "torch", "jax", "jnp", "np", "Mapping", "ShapeError"}
     taken |= {"FILLED", "SCALES", "STACKS", "TENSORS", "WEIGHTS"}
     if (
         not isinstance(name, str)

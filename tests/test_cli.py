@@ -64,9 +64,8 @@ def cli(*arguments: object) -> Done:
 def shell(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [str(COMMAND), *map(str, arguments)],
-        capture_output=True,
         timeout=120,
-        **{"env": PLAIN, **options},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": PLAIN, **options},
     )
 
 
@@ -232,6 +231,37 @@ def test_what_stood_there_is_left_when_compiling_fails(spec: Path, tmp_path: Pat
     output.write_text("precious")
     refused(cli("compile", spec, "--reduce", "max", "-o", output), "reduce")
     assert output.read_text() == "precious"
+
+
+def test_a_name_too_long_to_look_up_is_one_clear_error(spec: Path, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300)
+    refused(cli("compile", spec, "-o", long), "cannot write .*File name too long")
+    refused(cli("bench", "--peers", long, "--list"), "does not exist")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("command", ["compile", "explain", "check"])
+def test_a_full_disk_is_no_failed_check(command: str, spec: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = shell(command, spec, stdout=full)
+    assert done.returncode == 2
+    assert done.stderr == (
+        b"Error: stdout cannot be written: there is no space left on the device\n"
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize(("words", "code"), [((), 0), (("--name", "class"), 2)])
+@pytest.mark.parametrize("stderr", ["closed", "full"])
+def test_what_cannot_be_said_changes_no_exit_code(
+    words: tuple[str, ...], code: int, stderr: str, spec: Path, tmp_path: Path
+) -> None:
+    ending = {"closed": "2>&-", "full": "2>/dev/full"}[stderr]
+    output = tmp_path / "layer.py"
+    command = ["sh", "-c", f'exec "$@" {ending}', "sh", str(COMMAND), "compile", str(spec)]
+    done = subprocess.run([*command, "-o", str(output), *words], env=PLAIN, timeout=120)
+    assert done.returncode == code
+    assert output.exists() == (code == 0)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

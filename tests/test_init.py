@@ -351,6 +351,7 @@ for place in (devices[1], everywhere):
     wanted = {place} if place is devices[1] else {*devices}
     for name, weight in params.items():
         assert weight.devices() == wanted, (name, weight.devices())
+        assert weight.committed and not plain[name].committed, name
         np.testing.assert_allclose(weight, plain[name], rtol=1e-5, atol=1e-6)
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

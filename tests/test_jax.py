@@ -305,6 +305,28 @@ def test_wrong_weights_are_refused() -> None:
             layer.apply(wrong, x)
 
 
+@pytest.mark.parametrize("backend", ["jax", "numpy"])
+def test_means_of_integers_are_none_though_weights_are_integers(backend: str) -> None:
+    layer = sc.compile(
+        {"v": ("a",)}, {"m": ()}, in_channels=1, out_channels=1, bias=False, backend=backend
+    )
+    weights = {"mix_scalar": np.array([[5]], "int32")}
+    y = layer.apply(weights, {"v": np.array([[1], [2], [2], [2]], "int32")})
+    assert np.issubdtype(y["m"].dtype, np.floating)
+    assert y["m"].tolist() == [8.75]
+    for wrong in ("int32", "bool"):
+        with pytest.raises(sc.OptionError, match="none of weights"):
+            layer.init(jax.random.key(0) if backend == "jax" else 0, wrong)
+
+
+def test_a_weight_that_is_no_array_is_named() -> None:
+    layer = sc.compile({"v": ("a",)}, in_channels=1, out_channels=1, backend="jax")
+    params = layer.init(jax.random.key(0))
+    for wrong in (None, [0.0], 0.0, {"b": params["bias"]}):
+        with pytest.raises(sc.ShapeError, match=r"params\['bias'\]: found a \w+ object"):
+            layer.apply({**params, "bias": wrong}, {"v": jnp.ones((3, 1))})
+
+
 def test_one_is_never_broadcast_to_six() -> None:
     layer = sc.compile({"k": (0, 1), "b": (1,)}, in_channels=1, out_channels=1, backend="jax")
     params = layer.init(jax.random.key(0))

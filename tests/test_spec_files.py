@@ -222,6 +222,13 @@ REFUSED: list[tuple[str, SpecFormat, str, list[str]]] = [
     ("JSON NaN", "json", '{"a": [NaN]}', ["NaN is not valid JSON"]),
     ("JSON float", "json", '{"a": [0.5]}', ["['a'], axis 0", "float 0.5"]),
     ("JSON bool", "json", '{"a": [true]}', ["['a'], axis 0", "True"]),
+    ("mapping for a list", "yaml", "a: {$list: {b: [x]}}", ["['a']", "a mapping of 1 entries"]),
+    (
+        "large label",
+        "yaml",
+        f"a: [1{'0' * 30}]",
+        ["['a'], axis 0: the label is an int of 100 bits"],
+    ),
     ("JSON huge int", "json", f'{{"a": [{"9" * 5000}]}}', ["too large"]),
     ("JSON large int", "json", f'{{"a": [{2**63}]}}', ["['a'], axis 0", "2**63"]),
     ("JSON duplicate", "json", '{"a": {"b": [0], "b": [1]}}', ["['a']", "'b' appears twice"]),

@@ -48,13 +48,18 @@ class ShapeError(ValueError):
 def init(key, dtype=None):
     """Draw the weights, a dict of arrays; the bias starts at zero."""
     dtype = jnp.dtype({default_dtype} if dtype is None else dtype)
-    noise = jax.jit(_noise, static_argnums=1)(key, dtype)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(f"dtype: found {{dtype}}, expected a floating or complex one")
+    draw = jax.jit(_noise, static_argnums=1)
+    noise = draw(key, dtype)
     if isinstance(noise, jax.core.Tracer) or len(noise.devices()) > 1:
-        return jax.jit(_drawn, static_argnums=(0, 2))(jnp, noise, dtype)
+        share = jax.jit(_drawn, static_argnums=(0, 2))
+        return share(jnp, noise, dtype)
     # On the host, as XLA would compile every part of every weight; then to where the key is.
     (device,) = noise.devices()
     with jax.default_device(device):
-        return jax.device_put(_drawn(np, jax.device_get(noise), dtype))
+        params = _drawn(np, jax.device_get(noise), dtype)
+        return jax.device_put(params, device if noise.committed else None)
 
 
 def _noise(key, dtype):
@@ -129,6 +134,9 @@ def _weights(params):
     for name, shape in WEIGHTS.items():
         if name not in params:
             raise ShapeError(f"params[{{name!r}}] is missing; expected {{sorted(WEIGHTS)}}")
+        if not (hasattr(params[name], "shape") and hasattr(params[name], "dtype")):
+            kind = type(params[name]).__name__
+            raise ShapeError(f"params[{{name!r}}]: found a {{kind}} object, expected an array")
         if tuple(params[name].shape) != shape:
             raise ShapeError(
                 f"params[{{name!r}}] has shape {{tuple(params[name].shape)}}, expected {{shape}}"
@@ -137,12 +145,15 @@ def _weights(params):
 
 
 def _common_dtype(leaves, weights):
-    """The dtype to compute in: the inputs', unless they are integers or the weights complex."""
+    """The dtype to compute in: the inputs', unless they are integers or the weights complex.
+
+    Never one of integers: means are none.
+    """
     dtype = jnp.result_type(*leaves)
     weight = jnp.result_type(*weights.values())
     if jnp.issubdtype(weight, jnp.complexfloating) or not jnp.issubdtype(dtype, jnp.inexact):
         dtype = jnp.promote_types(dtype, weight)
-    return dtype
+    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.promote_types(dtype, jnp.float32)
 '''
 
 _KERNELS = """\

@@ -11,7 +11,10 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+import jax.numpy as jnp
+
 from symcompile.codegen import Compiled, CompiledLayer, load_module
+from symcompile.errors import OptionError
 from symcompile_jax.emit import emit
 from symcompile_jax.width import require_width
 
@@ -53,8 +56,11 @@ class JaxLayer(CompiledLayer):
         """Draw weights: a dict of arrays by name, in the canonical schema.
 
         Raises:
-            BackendError: the dtype asked for has 64 bits and JAX rounds those to 32.
+            OptionError: the dtype is neither floating nor complex.
+            BackendError: it has 64 bits, and JAX rounds those to 32.
         """
+        if dtype is not None and not jnp.issubdtype(dtype, jnp.inexact):
+            raise OptionError(f"dtype={dtype!r} is none of weights; give a floating or complex one")
         require_width(dtype or self.compiled.dtype or "float32")
         params: dict[str, Any] = self.module.init(key, dtype)
         return params

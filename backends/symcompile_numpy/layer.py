@@ -14,7 +14,7 @@ import numpy as np
 
 from symcompile.codegen import Compiled, CompiledLayer
 from symcompile.dtypes import numpy_dtype
-from symcompile.errors import ShapeError
+from symcompile.errors import OptionError, ShapeError
 from symcompile.ir import Program
 from symcompile.spec import (
     Fixed,
@@ -68,9 +68,14 @@ class NumpyLayer(CompiledLayer):
 
         Returns:
             arrays by name, in the canonical schema.
+
+        Raises:
+            OptionError: the dtype is neither floating nor complex.
         """
         rng = np.random.default_rng(seed)
         kind = numpy_dtype(dtype or self.compiled.dtype or "float32")
+        if not _is_inexact(kind):
+            raise OptionError(f"dtype={dtype!r} is none of weights; give a floating or complex one")
         scales = {scale.weight: scale for scale in self.compiled.scales}
         return {
             name: _draw(rng, shape, scales.get(name), kind)
@@ -113,6 +118,8 @@ class NumpyLayer(CompiledLayer):
         kind = np.result_type(*leaves)
         if not _is_inexact(kind):
             kind = np.result_type(*weights.values())
+        if not _is_inexact(kind):
+            kind = np.result_type(kind, np.float32)  # means are no integers
         if any(weight.dtype.kind == "c" for weight in weights.values()):
             kind = np.result_type(kind, np.complex64)
         inner = np.dtype(np.float32) if kind.itemsize <= 2 else kind

@@ -10,6 +10,7 @@ The one thing to know: a peer is a Python file with a `CONTESTANTS` dict, from a
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def find_contestants(peers: Sequence[Path]) -> list[Contestant]:
     """
     found = [Contestant(name) for name in OURS]
     for path in peers:
-        if not path.exists():
+        if not os.path.exists(path):
             raise OptionError(f"peers: {str(path)!r} does not exist; give a folder or a .py file")
         files = sorted(path.glob("[!_]*.py")) if path.is_dir() else [path]
         for file in files:

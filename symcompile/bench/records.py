@@ -188,7 +188,7 @@ def read_results(path: Path) -> Results:
     Raises:
         OptionError: the file holds something else.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         return Results()
     sessions: dict[str, Session] = {}
     measurements: dict[tuple[str, str], Measurement] = {}

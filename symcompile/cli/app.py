@@ -7,7 +7,9 @@ option is written, explained and parsed in one place.
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,6 +60,17 @@ class _Commands(TyperGroup):
         except SymcompileError as error:
             say(f"Error: {escaped(str(error), keep='')}")
             raise typer.Exit(2) from None
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            say("Error: stdout cannot be written: there is no space left on the device")
+            _give_up_stdout()
+            raise typer.Exit(2) from None
+
+
+def _give_up_stdout() -> None:
+    """Let what could not be written go, or Python tries again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 app = typer.Typer(
@@ -143,7 +156,8 @@ def _compile(
     if output is None or str(output) == "-":
         typer.echo(source.encode("utf-8"), nl=False)
         return
-    if output.exists() and output.samefile(request.file):
+    # os.path.exists: what cannot be looked up is for the writer to refuse.
+    if os.path.exists(output) and output.samefile(request.file):
         raise OptionError(f"-o {output} is the spec itself; give the source a file of its own")
     write_atomically(output, source)
     plan = compiled.plan

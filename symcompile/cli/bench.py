@@ -230,17 +230,14 @@ def _workloads(
         made = [_resized(workload(name), small, channels) for name in names or default]
     if spec is not None:
         source = load_spec(spec)
-        made.append(
-            own_workload(
-                source,
-                shapes=None if shapes is None else named_tree("--shapes", shapes).to_python(),
-                sizes=label_sizes(list(size or []), list(source.labels)),
-                batch=batch or 8,
-                channels=channels or 16,
-                name=spec.stem,
-                title=str(spec),
-            )
+        own = own_workload(
+            source,
+            shapes=None if shapes is None else named_tree("--shapes", shapes).to_python(),
+            sizes=label_sizes(list(size or []), list(source.labels)),
+            name=spec.stem,
+            title=str(spec),
         )
+        made.append(_resized(own, batch, channels))
     return made
 
 

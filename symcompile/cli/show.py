@@ -8,6 +8,7 @@ the same lines; a terminal gets them styled.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -30,10 +31,13 @@ def escaped(text: str, keep: str = "\n") -> str:
 
 def say(line: str) -> None:
     """One line on stderr, whatever is in it."""
-    stream: TextIO = sys.stderr
+    stream: TextIO | None = sys.stderr
+    if stream is None:  # closed
+        return
     encoding = stream.encoding or "utf-8"
     shown = escaped(line).encode(encoding, "backslashreplace").decode(encoding)
-    print(shown, file=stream)
+    with suppress(OSError):  # to say so is all that is lost
+        print(shown, file=stream, flush=True)
 
 
 def console() -> Console:

@@ -273,7 +273,7 @@ def _container(value: Any, path: Path) -> Any:
         return _leaf_axes(value, path)
     if not isinstance(value, _Map):
         raise SpecError(
-            f"{format_path(path)}: found {short_repr(value)}, expected a mapping (a container) or "
+            f"{format_path(path)}: found {_shown(value)}, expected a mapping (a container) or "
             "a list of labels (a leaf), for example [0, 1]"
         )
     seen: dict[Any, Any] = {}
@@ -294,8 +294,7 @@ def _container(value: Any, path: Path) -> Any:
         if key == "$list":
             if not isinstance(child, list):
                 raise SpecError(
-                    f"{format_path(path)}: $list takes a list of children, found "
-                    f"{short_repr(child)}"
+                    f"{format_path(path)}: $list takes a list of children, found {_shown(child)}"
                 )
             return [_container(entry, (*path, index)) for index, entry in enumerate(child)]
         if isinstance(key, str) and _ESCAPED_LIST.fullmatch(key):
@@ -320,7 +319,7 @@ def _axis(entry: Any, where: str) -> Any:
             return Fixed(size)
         except SpecError:
             raise SpecError(
-                f"{where}: found {{fixed: ...}} with {short_repr(size)}; it takes a positive int"
+                f"{where}: found {{fixed: ...}} with {_shown(size)}; it takes a positive int"
             ) from None
     raise SpecError(
         f"{where}: found a mapping with the keys "
@@ -330,7 +329,7 @@ def _axis(entry: Any, where: str) -> Any:
 
 
 def _key_text(key: Any) -> str:
-    return format_label(key) if isinstance(key, int | str) else short_repr(key)
+    return format_label(key) if isinstance(key, int | str) else _shown(key)
 
 
 # --- spec → text ---------------------------------------------------------------------------------
@@ -390,3 +389,10 @@ def _json_list(children: list[Any], indent: str) -> str:
     deeper = indent + "  "
     lines = [deeper + _json_text(child, deeper) for child in children]
     return "[\n" + ",\n".join(lines) + f"\n{indent}]"
+
+
+def _shown(value: Any) -> str:
+    """As `short_repr` says it, of mappings too."""
+    return (
+        f"a mapping of {len(value.pairs)} entries" if isinstance(value, _Map) else short_repr(value)
+    )

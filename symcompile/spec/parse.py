@@ -245,7 +245,7 @@ def _atom(axis: object, where: str, path: Path, budget: list[int]) -> Atom:
 
 def _checked_int(number: int, where: str) -> int:
     if not -INT_LIMIT < number < INT_LIMIT:
-        raise SpecError(f"{where} {short_repr(number)} is too large; use an int below 2**63")
+        raise SpecError(f"{where} is {short_repr(number)}, too large; use an int below 2**63")
     return number
 
 

@@ -305,7 +305,8 @@ def short_repr(value: object) -> str:
     if value is None or isinstance(value, bool):
         return repr(value)
     if number is not None:
-        return f"the {kind} {_short_int(number)}"
+        shown = _short_int(number)
+        return f"the {kind} {shown}" if shown.lstrip("-").isdigit() else shown
     if isinstance(value, str):
         return f"the string {format_label(value)}"
     if isinstance(value, float | complex):
