@@ -246,7 +246,7 @@ def test_a_full_disk_is_no_failed_check(command: str, spec: Path) -> None:
         done = shell(command, spec, stdout=full)
     assert done.returncode == 2
     assert done.stderr == (
-        b"Error: stdout cannot be written: there is no space left on the device\n"
+        b"Error: no space is left where stdout, or a temporary file, is written\n"
     )
 
 

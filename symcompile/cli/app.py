@@ -63,7 +63,7 @@ class _Commands(TyperGroup):
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            say("Error: stdout cannot be written: there is no space left on the device")
+            say("Error: no space is left where stdout, or a temporary file, is written")
             _give_up_stdout()
             raise typer.Exit(2) from None
 

@@ -273,7 +273,7 @@ def _container(value: Any, path: Path) -> Any:
         return _leaf_axes(value, path)
     if not isinstance(value, _Map):
         raise SpecError(
-            f"{format_path(path)}: found {_shown(value)}, expected a mapping (a container) or "
+            f"{format_path(path)}: found {short_repr(value)}, expected a mapping (a container) or "
             "a list of labels (a leaf), for example [0, 1]"
         )
     seen: dict[Any, Any] = {}
@@ -330,6 +330,13 @@ def _axis(entry: Any, where: str) -> Any:
 
 def _key_text(key: Any) -> str:
     return format_label(key) if isinstance(key, int | str) else _shown(key)
+
+
+def _shown(value: Any) -> str:
+    """As `short_repr` says it, of mappings too."""
+    return (
+        f"a mapping of {len(value.pairs)} entries" if isinstance(value, _Map) else short_repr(value)
+    )
 
 
 # --- spec → text ---------------------------------------------------------------------------------
@@ -389,10 +396,3 @@ def _json_list(children: list[Any], indent: str) -> str:
     deeper = indent + "  "
     lines = [deeper + _json_text(child, deeper) for child in children]
     return "[\n" + ",\n".join(lines) + f"\n{indent}]"
-
-
-def _shown(value: Any) -> str:
-    """As `short_repr` says it, of mappings too."""
-    return (
-        f"a mapping of {len(value.pairs)} entries" if isinstance(value, _Map) else short_repr(value)
-    )

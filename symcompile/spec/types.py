@@ -305,8 +305,7 @@ def short_repr(value: object) -> str:
     if value is None or isinstance(value, bool):
         return repr(value)
     if number is not None:
-        shown = _short_int(number)
-        return f"the {kind} {shown}" if shown.lstrip("-").isdigit() else shown
+        return f"the {kind} {number}" if _is_short(number) else _short_int(number)
     if isinstance(value, str):
         return f"the string {format_label(value)}"
     if isinstance(value, float | complex):
@@ -317,8 +316,11 @@ def short_repr(value: object) -> str:
 
 
 def _short_int(number: int) -> str:
-    # Python refuses to print ints of thousands of digits.
-    return str(number) if abs(number) < 10**20 else f"an int of {number.bit_length()} bits"
+    return str(number) if _is_short(number) else f"an int of {number.bit_length()} bits"
+
+
+def _is_short(number: int) -> bool:
+    return abs(number) < 10**20  # Python refuses to print ints of thousands of digits
 
 
 def _format_tuple(axes: Iterable[Axis]) -> str:

@@ -154,10 +154,10 @@ def _pooled(
 
 
 def _moment(x: Tensor, stat: str) -> Tensor:
-    if stat == "sum":
-        return x.sum(-2)
     if stat == "mean":
         return x.mean(-2)
+    if stat == "sum":
+        return x.sum(-2)
     if stat == "max":
         return x.amax(-2)
     centred = x - x.mean(-2, keepdim=True)
