@@ -18,6 +18,8 @@ from hypothesis import HealthCheck, settings
 # The libraries read these when they are first imported, which is later than this file.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+# JAX prefers a GPU, multiplies in TF32 there, and takes most of its memory for each process.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "torch" in sys.modules:  # a plugin imported it first, so the variables came too late
     sys.modules["torch"].set_num_threads(1)
 

@@ -464,6 +464,25 @@ def test_results_of_another_workload_setting_or_machine_do_not_mix(
         ready(asked("first"))
 
 
+def test_published_results_are_not_written_over_by_those_of_another_machine(
+    asked: Callable[..., Run],
+) -> None:
+    """A checkout has results, and not the records that they were made of."""
+    results = run(asked("first"))
+    (asked().records.parent / "results.json").write_text(report.json_text(results))
+    asked().records.unlink()
+    ready(asked("first"))
+    (session,) = results.sessions
+    other = replace(session, machine={**session.machine, "processor": "Abacus"})
+    file = asked().records.parent / "results.json"
+    file.write_text(report.json_text(replace(results, sessions=(other,))))
+    with pytest.raises(OptionError, match="processor Abacus, not"):
+        ready(asked("first"))
+    file.write_text("[]")
+    with pytest.raises(OptionError, match=r"results\.json holds no results of this command"):
+        ready(asked("first"))
+
+
 def test_records_survive_a_cut_and_refuse_other_files(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     one = Measurement(TINY.to_dict(), "a", True, "k", "s", "g", "ok", forward=((1.0, 2.0),))

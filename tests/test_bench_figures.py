@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from symcompile.bench import compare, report, runner
+from symcompile.bench import compare, machine, report, runner
+from symcompile.bench.ours import MACHINES
 from symcompile.bench.process import environment
 from symcompile.bench.records import Session
 from symcompile.bench.roofline import GAUGES, Floor, Rates, calibrate, floor_of
@@ -22,6 +23,7 @@ from symcompile.bench.runner import Run
 from symcompile.bench.statistics import geometric_mean, ratio, summary
 from symcompile.bench.subject import Setting
 from symcompile.bench.workloads import own_workload
+from symcompile.cost import PRESETS
 from symcompile.errors import OptionError
 from tests.bench_cases import SETTING, TINY, results_of
 
@@ -98,28 +100,43 @@ def test_every_library_measures_the_machine(by: str) -> None:
     assert 1e6 < rates["flops"] < 1e13
 
 
-def test_the_limit_is_the_best_that_any_library_reached() -> None:
+def test_the_limit_is_the_best_that_any_library_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each measures in a process of its own, which has ended before the next begins."""
+    answers = {
+        "torch": {"status": "ok", "bandwidth": 3.0, "flops": 5.0},
+        "jax": {"status": "ok", "bandwidth": 2.0, "flops": 9.0},
+        "numpy": {"status": "skipped", "reason": "not on a Sunday"},
+    }
+    alive: list[object] = []
+
     class Gauge:
-        def __init__(self, **answer: Any) -> None:
-            self.answer = answer
+        def __init__(self, job: Any, setting: Setting) -> None:
+            assert not alive
+
+        def __enter__(self) -> Gauge:
+            alive.append(self)
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            alive.remove(self)
+
+        def start(self, limit: float) -> None:
+            pass
 
         def ask(self, command: Any, limit: float) -> dict[str, Any]:
-            return self.answer
+            return answers[command["by"]]
 
-    gauges: Any = {
-        "torch": Gauge(status="ok", bandwidth=3.0, flops=5.0),
-        "jax": Gauge(status="ok", bandwidth=2.0, flops=9.0),
-        "numpy": Gauge(status="skipped", reason="not on a Sunday"),
-    }
+    monkeypatch.setattr(runner, "Child", Gauge)
     session = Session("s", "c", {}, SETTING, None, 1, 0.1, 9.0)
     asked = Run((), SETTING, Path("none"))
-    first = runner._gauged(asked, session, gauges)
+    first = runner._gauged(asked, session)
     assert first.rates == Rates(3.0, 9.0)
     # What an earlier workload's turn saw counts too.
-    slow: Any = {"torch": Gauge(status="ok", bandwidth=1.0, flops=1.0)}
-    assert runner._gauged(asked, first, slow).rates == Rates(3.0, 9.0)
-    silent: Any = {"numpy": gauges["numpy"]}
-    assert runner._gauged(asked, session, silent).rates is None
+    answers["torch"] = {"status": "ok", "bandwidth": 1.0, "flops": 1.0}
+    answers["jax"] = answers["numpy"]
+    assert runner._gauged(asked, first).rates == Rates(3.0, 9.0)
+    answers["torch"] = answers["numpy"]
+    assert runner._gauged(asked, session).rates is None
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -224,6 +241,41 @@ def test_xla_states_what_a_call_on_a_gpu_takes() -> None:
     assert jax_subject(apply, (), SETTING, stages={}).weigh is None
 
 
+def test_layers_are_planned_for_the_device_that_they_run_on() -> None:
+    """A GPU has no kernels for sums in one pass, and clears no page for a new array."""
+    known = {device: PRESETS[name] for device, name in MACHINES.items()}
+    assert known["cpu"].one_pass
+    assert not known["cuda"].one_pass
+    assert known["cuda"].fresh == 0 < known["cpu"].fresh
+
+
+@pytest.mark.parametrize(
+    ("said", "free", "fits"),
+    [
+        ("80000 MiB\n500 MiB\n", 80_000 << 20, True),
+        ("500 MiB\n", 500 << 20, False),
+        ("", None, True),
+    ],
+)
+def test_as_many_take_turns_as_fit_into_the_memory_of_the_gpu(
+    said: str, free: int | None, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first that a process may use; where NVIDIA's tool says nothing, main memory tells."""
+    asked: list[list[str]] = []
+
+    def answer(query: list[str], **_: Any) -> Any:
+        asked.append(query)
+        return subprocess.CompletedProcess(query, 0, said)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    monkeypatch.setattr(machine, "run", answer)
+    monkeypatch.setattr(runner, "available", lambda: None)
+    assert machine.free_on_gpu() == free
+    assert asked[0][-2:] == ["-i", "3,1"]
+    assert runner._fits(TINY, "cuda") is fits
+    assert runner._fits(TINY, "cpu")
+
+
 FAULTS = """
 import resource
 def faults():
@@ -266,7 +318,7 @@ def test_the_readme_shows_what_the_committed_results_say() -> None:
     assert _readme().updated(text) == text, "run: python benchmarks/readme.py"
 
 
-def test_the_readme_shows_a_plot_and_a_table_of_theresults_of(tmp_path: Path) -> None:
+def test_the_readme_shows_a_plot_and_a_table_of_the_results(tmp_path: Path) -> None:
     readme = _readme()
     text = "a\n<!-- benchmark results: r/cpu -->\nold\n<!-- end of benchmark results -->\nb\n"
     empty = text.replace("old\n", "")

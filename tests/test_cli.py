@@ -135,7 +135,7 @@ def test_every_option_reaches_the_compiler(
         *("--shapes", write("shapes.yaml", yaml.safe_dump(SHAPES)), "--size", "2=2"),
         *("--out-shapes", write("out_shapes.json", '{"total": [], "classes": [2, 7]}')),
         *("--reduce", "sum", "--optimize", "false", "--init", "unf", "--dtype", "float64"),
-        *("--name", "Readout", "--max-basis", "500"),
+        *("--name", "Readout", "--max-basis", "500", "--machine", "h100"),
     )
     wanted = sc.export(
         MLP,
@@ -152,6 +152,7 @@ def test_every_option_reaches_the_compiler(
         init="unf",
         dtype="float64",
         name="Readout",
+        machine="h100",
     ).read_bytes()
     assert done.err == ""
     assert done.bytes == wanted

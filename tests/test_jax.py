@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 import symcompile as sc
+from symcompile.codegen import get_backend
 from tests.backend_cases import CUBE, MLP, SPEC, inputs, random_weights
 
 # Op by op, JAX compiles every op on its own: small, and under jit where that is not the point.
@@ -358,3 +359,11 @@ def test_diagonals_are_entries_at_equal_steps() -> None:
     text = jax.jit(jax.grad(total, argnums=(0, 1))).lower(params, x).as_text()
     assert not {"gather", "scatter"} & set(re.findall(r"stablehlo\.(\w+)", text))
     assert "_diagonal(" in layer.source
+
+
+def test_checks_multiply_in_full_precision() -> None:
+    """On a GPU JAX would multiply float32 in TF32, and agree with no other backend."""
+    with get_backend("jax").precision("float32"):
+        text = jax.jit(jnp.dot).lower(jnp.ones((2, 2)), jnp.ones((2, 2))).as_text()
+    assert "precision = [HIGHEST, HIGHEST]" in text
+    assert "HIGHEST" not in jax.jit(jnp.dot).lower(jnp.ones((2, 2)), jnp.ones((2, 2))).as_text()

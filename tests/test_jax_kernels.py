@@ -716,6 +716,22 @@ def a_layer(name: str, channels: int = 16):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("name", SPECS)
+def test_layers_for_a_gpu_have_none(name: str) -> None:
+    layer, params, inputs = a_layer(name)
+
+    def train(params, x):  # type: ignore[no-untyped-def]
+        y, pull = jax.vjp(layer.apply, params, x)
+        return y, pull(y)
+
+    here, there = (
+        jax.jit(train).trace(params, inputs).lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda")
+    )
+    assert "@symcompile" in here
+    assert "custom_call" not in there
+
+
+@pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("channels", [8, 16, 24])
 def test_a_layer_by_kernels_is_the_layer(name, channels, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     layer, params, inputs = a_layer(name, channels)

@@ -25,6 +25,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import symcompile as sc
+from symcompile.codegen import get_backend
 from tests.backend_cases import CUBE, MLP, SIZES, SPEC, inputs, random_weights
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -912,6 +913,14 @@ def test_equal_layers_and_copies_are_of_one_class() -> None:
     assert type(kept) is type(one)
     assert kept.compiled.stages
     assert copy.deepcopy(kept).compiled.stages == kept.compiled.stages
+
+
+def test_a_layer_is_checked_where_it_is() -> None:
+    """Weights and inputs that are drawn for a check go to the layer's device."""
+    layer, backend = make(), get_backend("torch")
+    weights = {name: weight.detach() for name, weight in layer.named_parameters()}
+    there = backend.call(layer.to("meta"), weights, tensors())
+    assert all(leaf.is_meta for leaf in pytree.tree_leaves(there))
 
 
 def test_a_meta_layer_runs_on_meta_tensors() -> None:

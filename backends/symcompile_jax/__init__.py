@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -50,10 +50,15 @@ class _JaxBackend:
         require_width(value.dtype)
         return jnp.asarray(value)
 
-    def precision(self, dtype: str) -> AbstractContextManager[object]:
+    @contextmanager
+    def precision(self, dtype: str) -> Iterator[None]:
         wide = dtype in ("float64", "complex128")
-        context: AbstractContextManager[object] = jax.enable_x64(True) if wide else nullcontext()
-        return context
+        # On GPUs JAX multiplies float32 in TF32 unless it is told otherwise.
+        with (
+            jax.default_matmul_precision("highest"),
+            jax.enable_x64(True) if wide else nullcontext(),
+        ):
+            yield
 
     def calibrate(self) -> tuple[float, ...]:
         return calibrate()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from symcompile.cost.measure import COPIED, LAUNCHED, SIDE, rates
+from symcompile.cost.measure import LAUNCHED, SIZES, rates
 from symcompile_jax.kernels import AVAILABLE
 
 __all__ = ["calibrate"]
@@ -17,8 +17,10 @@ def calibrate() -> tuple[float, ...]:
 
     Every copy is a new array, so `bandwidth` has the cost of new arrays already.
     """
-    source = jnp.ones(COPIED, jnp.float32)
-    matrix, entry = jnp.ones((SIDE, SIDE), jnp.float32), jnp.ones(1, jnp.float32)
+    on_cpu = jax.default_backend() == "cpu"
+    copied, side = SIZES["cpu" if on_cpu else "gpu"]
+    source, matrix = jnp.ones(copied, jnp.float32), jnp.ones((side, side), jnp.float32)
+    entry = jnp.ones(1, jnp.float32)
 
     def launch() -> None:
         result = entry
@@ -30,5 +32,7 @@ def calibrate() -> tuple[float, ...]:
         lambda: jnp.array(source, copy=True).block_until_ready(),
         lambda: (matrix @ matrix).block_until_ready(),
         launch,
+        copied=copied,
+        side=side,
     )
-    return *figures, AVAILABLE and jax.default_backend() == "cpu"
+    return *figures, AVAILABLE and on_cpu

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from symcompile.cost.measure import COPIED, LAUNCHED, SIDE, rates
+from symcompile.cost.measure import LAUNCHED, SIZES, rates
 
 __all__ = ["calibrate"]
 
@@ -13,11 +13,19 @@ def calibrate() -> tuple[float, ...]:
     """(bytes per second, float32 operations per second, seconds per launch, seconds per byte of a
     new array).
     """
-    source, target = np.ones(COPIED, np.float32), np.empty(COPIED, np.float32)
-    matrix, entry = np.ones((SIDE, SIDE), np.float32), np.ones(1, np.float32)
+    copied, side = SIZES["cpu"]
+    source, target = np.ones(copied, np.float32), np.empty(copied, np.float32)
+    matrix, entry = np.ones((side, side), np.float32), np.ones(1, np.float32)
 
     def launch() -> None:
         for _ in range(LAUNCHED):
             entry + entry
 
-    return rates(lambda: np.copyto(target, source), lambda: matrix @ matrix, launch, source.copy)
+    return rates(
+        lambda: np.copyto(target, source),
+        lambda: matrix @ matrix,
+        launch,
+        source.copy,
+        copied=copied,
+        side=side,
+    )

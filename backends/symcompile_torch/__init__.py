@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from symcompile.codegen import Compiled
+from symcompile.spec import flatten_like, unflatten
 from symcompile_torch.calibrate import calibrate
 from symcompile_torch.emit import emit
 from symcompile_torch.kernels import AVAILABLE as HAS_KERNELS
@@ -28,7 +29,10 @@ class _TorchBackend:
         return build(compiled)
 
     def call(self, layer: Any, weights: Mapping[str, Any], x: Any) -> Any:
-        return torch.func.functional_call(layer, dict(weights), (x,))
+        place = next((weight.device for weight in layer.parameters()), torch.device("cpu"))
+        own = {name: weight.to(place) for name, weight in weights.items()}
+        leaves = [leaf.to(place) for leaf in flatten_like(layer.spec, x)]
+        return torch.func.functional_call(layer, own, (unflatten(layer.spec, leaves),))
 
     def to_numpy(self, value: Any) -> np.ndarray[Any, Any]:
         tensor = value.detach().cpu()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from symcompile.cost.measure import COPIED, LAUNCHED, SIDE, rates
+from symcompile.cost.measure import LAUNCHED, SIZES, rates
 from symcompile_torch.kernels import AVAILABLE
 
 __all__ = ["calibrate"]
@@ -17,9 +17,10 @@ def calibrate() -> tuple[float, ...]:
 
     Measured where tensors are made by default: `with torch.device("cuda"):` chooses.
     """
-    source, target = torch.ones(COPIED), torch.empty(COPIED)
-    matrix, entry = torch.ones(SIDE, SIDE), torch.ones(1)
-    device = source.device
+    entry = torch.ones(1)
+    device = entry.device
+    copied, side = SIZES["cpu" if device.type == "cpu" else "gpu"]
+    source, target, matrix = torch.ones(copied), torch.empty(copied), torch.ones(side, side)
 
     def finish() -> None:
         if device.type != "cpu":
@@ -42,4 +43,5 @@ def calibrate() -> tuple[float, ...]:
             torch.add(entry, entry)
         finish()
 
-    return *rates(copy, multiply, launch, clone), AVAILABLE and device.type == "cpu"
+    figures = rates(copy, multiply, launch, clone, copied=copied, side=side)
+    return *figures, AVAILABLE and device.type == "cpu"

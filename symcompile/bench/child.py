@@ -30,12 +30,13 @@ from symcompile.bench.memory import give_back, page_faults, peak_of
 from symcompile.bench.roofline import calibrate
 from symcompile.bench.subject import Setting, Subject, Unsuited
 from symcompile.bench.workloads import Workload
-from symcompile.check.draw import draw_permutations, dtype_of, permute, tolerance_of, wide
+from symcompile.check.draw import draw_permutations, dtype_of, permute, tolerance_of
 from symcompile.errors import BackendError, CheckError
 
 __all__ = ["Bench", "check_gradients", "check_outputs", "main", "tell"]
 
-_ROTATED, _MOST = 1 << 27, 128
+_ROTATED = {"cpu": 1 << 27, "cuda": 1 << 29}
+_MOST = 128
 """Bytes of inputs that take turns, more than caches hold, in at most so many inputs."""
 
 _UNSETTLED, _FEW = 5, 1 << 8
@@ -53,7 +54,7 @@ class Bench:
         self.workload = workload
         self.kind = dtype_of(setting.dtype)
         self.subject: Subject = build_of(contestant)(workload, setting)
-        self.bytes = workload.entries * self.kind.itemsize
+        self.rotated = _ROTATED[setting.device] // max(workload.entries * self.kind.itemsize, 1)
         self.inputs = [self.subject.put(workload.inputs(0, self.kind))]
         self.turn = 0
 
@@ -62,9 +63,10 @@ class Bench:
         first = _seconds(lambda: self.subject.forward(self.inputs[0]))
         error, tolerance = check_outputs(self.subject, self.workload, self.kind)
         # Two at least: while one is the input, the next is the cotangent.
-        for seed in range(1, max(2, min(_MOST, _ROTATED // max(self.bytes, 1)))):
+        for seed in range(1, max(2, min(_MOST, self.rotated))):
             self.inputs.append(self.subject.put(self.workload.inputs(seed, self.kind)))
         steady = _steady(self._forward)
+        self.subject.rest()
         return {
             "stages": {**self.subject.stages, "compile": max(first - steady, 0.0), "run": steady},
             "error": error,
@@ -78,7 +80,9 @@ class Bench:
             return {"trains": False}
         first = _seconds(self._train)
         check_gradients(self.subject, self.workload, self.kind)
-        return {"trains": True, "compile": max(first - _steady(self._train), 0.0)}
+        steady = _steady(self._train)
+        self.subject.rest()
+        return {"trains": True, "compile": max(first - steady, 0.0)}
 
     def weigh(self, trains: bool) -> dict[str, Any]:
         """Bytes that calls take on top of inputs and weights; nothing can be timed after this."""
@@ -229,8 +233,8 @@ def check_gradients(subject: Subject, workload: Workload, kind: np.dtype[Any]) -
 
 
 def _exact(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Wide enough to subtract: half types are not."""
-    return wide(value) if value.itemsize < 4 else value
+    """Wide enough to subtract: half types are not, and float32 holds their products exactly."""
+    return value.astype(np.float32) if value.itemsize < 4 else value
 
 
 def _largest(value: np.ndarray[Any, Any]) -> float:
@@ -324,13 +328,16 @@ def _told(failed: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except (Unsuited, BackendError, ModuleNotFoundError) as error:
-        failed.update(status="skipped", reason=str(error))
+        failed.update(status="skipped", reason=_one_line(error))
     except CheckError as error:
         failed.update(status="refused", reason=str(error))
     except Exception as error:  # a contestant's own code: anything may come
         traceback.print_exc()
-        text = (str(error).splitlines() or [""])[0][:300]
-        failed.update(status="failed", reason=f"{type(error).__name__}: {text}")
+        failed.update(status="failed", reason=f"{type(error).__name__}: {_one_line(error)}")
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:300]
 
 
 if __name__ == "__main__":

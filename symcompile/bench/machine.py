@@ -12,9 +12,12 @@ from pathlib import Path
 from subprocess import SubprocessError, run
 from typing import Any
 
-__all__ = ["describe", "one_line", "usable_cores"]
+__all__ = ["describe", "free_on_gpu", "one_line", "usable_cores"]
 
-_PACKAGES = ("symcompile", "numpy", "scipy", "torch", "triton", "jax", "jaxlib", "nfn")
+_PACKAGES = (
+    *("symcompile", "numpy", "scipy", "torch", "triton"),
+    *("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "nfn"),
+)
 
 
 def describe() -> dict[str, Any]:
@@ -88,8 +91,18 @@ def _memory() -> int | None:
         return None
 
 
-def _gpus() -> list[str]:
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+def free_on_gpu() -> int | None:
+    """Bytes that nobody holds on the first GPU that this process may use."""
+    found = _gpus("memory.free")
+    number, _, unit = (found[0] if found else "").partition(" ")
+    return int(number) << 20 if number.isdigit() and unit == "MiB" else None
+
+
+def _gpus(asked: str = "name,memory.total,driver_version") -> list[str]:
+    """What NVIDIA's tool says of every GPU that this process may use."""
+    query = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        query += ["-i", visible]
     try:
         done = run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, SubprocessError):

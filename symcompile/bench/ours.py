@@ -19,7 +19,11 @@ from symcompile.check.draw import dtype_of
 from symcompile.codegen import get_backend, load_module
 from symcompile.spec import flatten_like, unflatten
 
-__all__ = ["build_ours"]
+__all__ = ["MACHINES", "build_ours"]
+
+MACHINES = {"cpu": "cpu", "cuda": "h100"}
+"""The machine model that layers are planned for: a GPU has no kernels for sums in one pass, and
+keeps the memory of one array for the next."""
 
 
 def build_ours(workload: Workload, setting: Setting, mode: str, optimize: str | bool) -> Subject:
@@ -36,6 +40,8 @@ def build_ours(workload: Workload, setting: Setting, mode: str, optimize: str | 
     watch = Stopwatch()
     backend = get_backend(name)
     if name == "torch":
+        import torch
+
         from symcompile.bench.torch_subject import prepare, torch_subject
 
         device = prepare(setting)
@@ -54,6 +60,7 @@ def build_ours(workload: Workload, setting: Setting, mode: str, optimize: str | 
         out_channels=workload.channels,
         optimize=optimize,
         dtype=setting.dtype,
+        machine=MACHINES[setting.device],
     )
     watch.lap("plan")
 
@@ -73,6 +80,8 @@ def build_ours(workload: Workload, setting: Setting, mode: str, optimize: str | 
     watch.lap("emit")
     if name == "torch":
         instance = getattr(module, compiled.name)(device=device)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         watch.lap("init")
         return torch_subject(
             instance,

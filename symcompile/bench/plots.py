@@ -39,8 +39,8 @@ def require() -> None:
     """
     if find_spec("matplotlib") is None:
         raise OptionError(
-            "plots need Matplotlib; pip install 'symcompile[bench]', or leave them out with "
-            "--no-plots"
+            "plots need Matplotlib; install it, or symcompile with its extra 'bench', or leave "
+            "them out with --no-plots"
         )
 
 

@@ -48,8 +48,12 @@ def environment(setting: Setting, caches: str) -> dict[str, str]:
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor",
-        "TORCHINDUCTOR_COMPILE_THREADS": threads,
+        # A process each: torch itself takes no more than 32.
+        "TORCHINDUCTOR_COMPILE_THREADS": str(min(setting.threads, 32)),
         "TRITON_CACHE_DIR": f"{caches}/triton",
+        "CUDA_CACHE_PATH": f"{caches}/cuda",
+        "PYTORCH_KERNEL_CACHE_PATH": f"{caches}/torch",
+        "NVIDIA_TF32_OVERRIDE": "0",
         # Answers are UTF-8 whatever the locale; and a child finds what its parent found.
         "PYTHONIOENCODING": "utf-8",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),

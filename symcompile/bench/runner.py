@@ -9,6 +9,7 @@ was measured before is left alone; what a run that was broken off had not finish
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,7 @@ from time import monotonic
 from typing import Any
 
 from symcompile.bench.contestants import Contestant
-from symcompile.bench.machine import describe
+from symcompile.bench.machine import describe, free_on_gpu
 from symcompile.bench.memory import available
 from symcompile.bench.process import Child
 from symcompile.bench.records import Measurement, Results, Session, append, key_of, read_results
@@ -93,7 +94,8 @@ def ready(run: Run) -> None:
                     "install one of them with CUDA on a machine that has it, or use --device cpu"
                 )
     machine = describe()
-    for session in read_results(run.records).sessions:
+    folder = run.records.parent
+    for session in read_results(run.records).sessions or _published(folder / "results.json"):
         theirs, ours = (
             {**asdict(setting), **{name: known.get(name) for name in _MACHINE}}
             for setting, known in ((session.setting, session.machine), (run.setting, machine))
@@ -102,8 +104,20 @@ def ready(run: Run) -> None:
         if other:
             found = ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in other)
             raise OptionError(
-                f"{run.records} holds results of another setting ({found}); give another --output"
+                f"{folder} holds results of another setting ({found}); give another --output"
             )
+
+
+def _published(file: Path) -> tuple[Session, ...]:
+    """The runs whose results stand in a folder without the records that they were made of."""
+    if not file.exists():
+        return ()
+    try:
+        return Results.from_dict(json.loads(file.read_text(encoding="utf-8"))).sessions
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise OptionError(
+            f"{file} holds no results of this command; give another --output"
+        ) from None
 
 
 _MACHINE = ("processor", "cores", "gpus")
@@ -150,21 +164,16 @@ def run(run: Run, told: Callable[[str, int], None] = lambda text, steps: None) -
     left = pending(run)
     if left:
         session = _session(run)
-        with ExitStack() as stack:
-            # In processes of their own: the libraries disturb each other.
-            gauges = {by: stack.enter_context(Child({}, run.setting)) for by in GAUGES}
-            for gauge in gauges.values():
-                gauge.start(run.limit)
-            for workload, contestants in left:
-                # Before every workload: a machine that was busy at first is not that slow.
-                told("measuring the machine", 0)
-                session = _gauged(run, session, gauges)
-                append(run.records, [session])
-                for group in count():
-                    if not contestants:
-                        break
-                    name = f"{session.name} {workload.name} {group}"
-                    contestants = _workload(run, session, name, workload, contestants, told)
+        for workload, contestants in left:
+            # Before every workload: a machine that was busy at first is not that slow.
+            told("measuring the machine", 0)
+            session = _gauged(run, session)
+            append(run.records, [session])
+            for group in count():
+                if not contestants:
+                    break
+                name = f"{session.name} {workload.name} {group}"
+                contestants = _workload(run, session, name, workload, contestants, told)
     return read_results(run.records)
 
 
@@ -175,12 +184,18 @@ def _session(run: Run) -> Session:
     )
 
 
-def _gauged(run: Run, session: Session, gauges: Mapping[str, Child]) -> Session:
-    """The session with the best rates seen so far, by whichever library."""
+def _gauged(run: Run, session: Session) -> Session:
+    """The session with the best rates seen so far, by whichever library.
+
+    Each has a process that ends then: the libraries disturb each other, and on a GPU they hold
+    memory as long as they live.
+    """
     rates = session.rates
-    for by, gauge in gauges.items():
+    for by in GAUGES:
         command = {"do": "calibrate", "by": by, "copied": run.copied, "side": run.side}
-        answer = gauge.ask(command, run.limit)
+        with Child({}, run.setting) as gauge:
+            gauge.start(run.limit)
+            answer = gauge.ask(command, run.limit)
         if answer["status"] == "ok":
             seen = rates or Rates(0.0, 0.0)
             rates = Rates(
@@ -202,7 +217,7 @@ def _workload(
     over: list[Measurement] = []
     rest = list(contestants)
     with ExitStack() as stack:
-        while rest and (not seats or _fits(workload)):
+        while rest and (not seats or _fits(workload, run.setting.device)):
             contestant = rest.pop(0)
             told(f"{workload.name}: {contestant.name}, building", 0)
             blank = Measurement(
@@ -252,11 +267,12 @@ def _job(workload: Workload, contestant: Contestant) -> dict[str, Any]:
     }
 
 
-def _fits(workload: Workload) -> bool:
+def _fits(workload: Workload, device: str) -> bool:
     """Whether there is memory for one more process, sleeping or not."""
-    free = available()
+    free = [available(), None if device == "cpu" else free_on_gpu()]
     # Two inputs, outputs and gradients of all that, and what stands in between.
-    return free is None or free > _SPARE + 12 * 4 * workload.entries
+    needed = _SPARE + 12 * 4 * workload.entries
+    return all(bytes is None or bytes > needed for bytes in free)
 
 
 def _built(run: Run, stack: ExitStack, job: Mapping[str, Any], blank: Measurement) -> _Seat:
@@ -276,7 +292,10 @@ def _built(run: Run, stack: ExitStack, job: Mapping[str, Any], blank: Measuremen
             train_status="ok" if answer["trains"] else "none",
         )
         return replace(seat, so_far=made)
-    if not seat.child.alive:  # it is timed forward only
+    # It is timed forward only: by a new process where this one died, or where a device may answer
+    # every call after an error with that error.
+    if not seat.child.alive or run.setting.device != "cpu":
+        seat.child.close()
         seat = _first(run, stack, job, blank)
     reason = _over_limit(run) if answer["status"] == "late" else answer["reason"]
     made = replace(seat.so_far, train_status=answer["status"], train_reason=reason)

@@ -27,6 +27,9 @@ def prepare(setting: Setting) -> torch.device:
     # Every contestant multiplies in full precision: TF32 would be a different layer.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cudnn.benchmark = True  # convolutions at their best, as XLA tries them too
     if setting.device == "cuda" and not torch.cuda.is_available():
         raise Unsuited("torch sees no CUDA device")
     device = torch.device(setting.device)

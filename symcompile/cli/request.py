@@ -71,7 +71,9 @@ def read_request(
     ] = "mean",
     optimize: Annotated[
         str,
-        typer.Option(metavar="STRATEGY", help="auto, greedy, or false: one diagram at a time."),
+        typer.Option(
+            metavar="STRATEGY", help="auto, greedy, optimal, or false: one diagram at a time."
+        ),
     ] = "auto",
     init: Annotated[
         str, typer.Option(metavar="scaled|unf", help="How weights are initialised.")
@@ -82,6 +84,13 @@ def read_request(
     name: Annotated[
         str, typer.Option(metavar="NAME", help="Class name in generated source.")
     ] = "EquivariantLinear",
+    machine: Annotated[
+        str,
+        typer.Option(
+            metavar="cpu|a100|h100|h200",
+            help="What the layer will run on; for another GPU the nearest.",
+        ),
+    ] = "cpu",
     max_basis: Annotated[
         int | None,
         typer.Option(metavar="N", help="Refuse a basis of more elements (default 1,000,000)."),
@@ -111,6 +120,7 @@ def read_request(
         "bias": not no_bias,
         "reduce": reduce,
         "optimize": False if optimize.lower() in ("false", "none", "off") else optimize,
+        "machine": machine,
         "init": init,
         "dtype": dtype,
         "name": name,

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from statistics import median
 from time import perf_counter
 
-__all__ = ["COPIED", "LAUNCHED", "SIDE", "rates"]
+__all__ = ["LAUNCHED", "SIZES", "rates"]
 
-COPIED = 1 << 24
-"""Entries of the float32 array that is copied: 64 MiB, more than caches hold."""
-
-SIDE = 1024
-"""Rows and columns of the float32 matrices that are multiplied."""
+SIZES = {"cpu": (1 << 24, 1024), "gpu": (1 << 28, 8192)}
+"""Entries of the float32 array that is copied (64 MiB and 1 GiB: more than caches hold), and rows
+and columns of the float32 matrices that are multiplied. A GPU is done with those of a CPU in the
+time that it takes to start."""
 
 LAUNCHED = 1000
 """Operations on a single entry that are started one after the other."""
@@ -28,12 +27,15 @@ def rates(
     multiply: Callable[[], object],
     launch: Callable[[], object],
     clone: Callable[[], object] | None = None,
+    *,
+    copied: int,
+    side: int,
 ) -> tuple[float, ...]:
     """Time each action a few times and divide its work by the median.
 
     Args:
-        copy: copies `COPIED` float32 entries.
-        multiply: multiplies two square float32 matrices of side `SIDE`.
+        copy: copies `copied` float32 entries.
+        multiply: multiplies two square float32 matrices of side `side`.
         launch: starts `LAUNCHED` operations on one entry.
         clone: copies as many entries into a new array; None if `copy` does.
 
@@ -41,13 +43,13 @@ def rates(
         (bytes per second, operations per second, seconds per launch, seconds per byte of a new
             array).
     """
-    copied = _seconds(copy)
-    cloned = _seconds(clone) if clone else copied
+    copying = _seconds(copy)
+    cloning = _seconds(clone) if clone else copying
     return (
-        8 * COPIED / copied,
-        2 * SIDE**3 / _seconds(multiply),
+        8 * copied / copying,
+        2 * side**3 / _seconds(multiply),
         _seconds(launch) / LAUNCHED,
-        max(cloned - copied, 0.0) / (4 * COPIED),
+        max(cloning - copying, 0.0) / (4 * copied),
     )
 
 

@@ -107,7 +107,9 @@ class EquivariantAttention(nn.Module):
         means = torch.stack(
             [_mean(value, order) for value, order in zip(projected, orders, strict=True)], dim=-2
         )
-        received = self._attend([means.unsqueeze(-2)], offsets[list(self.means)])
+        received = self._attend(
+            [means.unsqueeze(-2)], torch.stack([offsets[role] for role in self.means])
+        )
         return [
             one.reshape(*one.shape[:-1], *(1,) * order, one.shape[-1]).expand(*value.shape[:-1], -1)
             for one, value, order in zip(
