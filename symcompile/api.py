@@ -98,7 +98,9 @@ def compile(
             better of both, up to 4,000 edges of a lattice, and greedy beyond; or any object with a
             method `choose(lattice) -> Choice`.
         minimize: "time" (a roofline on `machine`), "bytes", "flops" or "peak".
-        machine: a `Machine`, or the name of a preset; `Machine.measure(backend)` calibrates.
+        machine: what the layer will run on: a `Machine`, or the name of a preset. "cpu" counts on
+            symcompile's kernels for CPU: for a GPU say "a100", "h100" or "h200", whichever is
+            nearest. `Machine.measure(backend)` calibrates.
         memory_limit: most bytes to hold at once, for one example, inputs and outputs included; a
             positive int. Where the plan for `minimize` does not fit, one for least peak or least
             bytes is taken, and the report says so.
@@ -111,7 +113,8 @@ def compile(
         init: "scaled" keeps the variance of activations; "unf" is N(0, 1/(c_in * terms)).
         dtype: of the weights, a name or a framework's dtype; default the framework's.
         name: class name in generated source.
-        max_basis: refuse a larger basis before building anything; the bias does not count.
+        max_basis: refuse a larger basis, by default of 1,000,000 elements, before building
+            anything. All of it counts, whatever `terms` keeps; the bias does not.
         keep_stages: keep the program after every pass, in `layer.compiled.stages`.
 
     Returns:
@@ -121,7 +124,7 @@ def compile(
     Raises:
         SpecError: the spec is malformed.
         ShapeError: sizes disagree, or are needed and not known.
-        OptionError: an option means nothing.
+        OptionError: an option is unknown or has a value that is not allowed.
         PlanError: no plan meets `memory_limit`, or a planner returned a wrong plan.
         BasisTooLargeError: with the exact count.
         BackendError: the backend is unknown or its framework not installed.
@@ -178,13 +181,7 @@ def export(
     """
     if not isinstance(path, str | os.PathLike):
         raise OptionError(f"path is a {type(path).__name__}; give a str or a Path")
-    known = signature(compile_spec).parameters
-    for option in options:
-        if option not in known:
-            raise OptionError(
-                f"{option!r} is no option of export; those of compile are: "
-                f"{', '.join(list(known)[2:])}"
-            )
+    _refuse_unknown(options, "export")
     source = get_backend(backend).emit(compile_spec(spec, out_spec, **options))
     return write_atomically(Path(path), source)
 
@@ -194,13 +191,33 @@ def plan(
 ) -> PlanInfo:
     """What `compile` would do, without a backend.
 
+    Args:
+        spec, out_spec, in_channels, out_channels, options: as for `compile`; `backend` is none.
+
+    Returns:
+        the plan, as `layer.plan` has it: `print` shows it, `explain()` tells why.
+
+    Raises:
+        SymcompileError: as `compile`.
+
     >>> plan({"w": (0, 0, 0)}, bias=False).diagrams
     203
     """
+    _refuse_unknown(options, "plan")
     compiled = compile_spec(
         spec, out_spec, in_channels=in_channels, out_channels=out_channels, **options
     )
     return compiled.plan
+
+
+def _refuse_unknown(options: Mapping[str, Any], what: str) -> None:
+    known = signature(compile_spec).parameters
+    for option in options:
+        if option not in known:
+            raise OptionError(
+                f"{option!r} is no option of {what}; those of compile are: "
+                f"{', '.join(list(known)[2:])}"
+            )
 
 
 def compile_spec(

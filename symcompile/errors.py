@@ -34,7 +34,7 @@ class ShapeError(SymcompileError, ValueError):
 
 
 class OptionError(SymcompileError, ValueError):
-    """An option of `compile`, `export` or `plan` has a value that means nothing."""
+    """An option or an argument is unknown, or has a value that is not allowed."""
 
 
 class BasisTooLargeError(SymcompileError, ValueError):
@@ -42,11 +42,11 @@ class BasisTooLargeError(SymcompileError, ValueError):
 
 
 class BackendError(SymcompileError, RuntimeError):
-    """A backend is unknown, or its framework is not installed."""
+    """A backend is unknown, cannot do what was asked, or lacks a package that it needs."""
 
 
 class ExportError(SymcompileError, OSError):
-    """A generated file could not be written; whatever stood there before still does."""
+    """A file could not be written, and whatever stood there before still does; or not read."""
 
 
 class PlanError(SymcompileError, ValueError):
@@ -58,4 +58,4 @@ class ProgramError(SymcompileError, ValueError):
 
 
 class CheckError(SymcompileError, AssertionError):
-    """A check (equivariance, completeness, cross-backend) found a layer to be wrong."""
+    """A check (equivariance, completeness, cross-backend, symmetry) found a layer or spec wrong."""

@@ -441,6 +441,8 @@ def test_options_of_the_wrong_kind_are_named(options, found):
 def test_export_names_what_it_does_not_know(tmp_path):
     with pytest.raises(sc.OptionError, match="'colour' is no option"):
         sc.export(SPEC, tmp_path / "layer.py", backend="torch", colour=3, **ONE)
+    with pytest.raises(sc.OptionError, match="'backend' is no option of plan"):
+        sc.plan(SPEC, backend="torch", **ONE)
     with pytest.raises(sc.OptionError, match="path is a NoneType"):
         sc.export(SPEC, None, backend="torch", **ONE)
     assert not list(tmp_path.iterdir())

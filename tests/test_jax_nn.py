@@ -586,6 +586,26 @@ def test_what_is_no_array_is_named_with_its_place(name: str) -> None:
         EQUIVARIANT[name](PAIR, RNGS())({**GOOD, "b": None})
 
 
+@pytest.mark.parametrize(
+    ("function", "given"),
+    [
+        (F.channel_linear, {"weight": 2, "bias": 1}),
+        (F.channel_scale, {"scale": 1}),
+        (F.channel_norm, {"scale": 1, "shift": 2}),
+        (F.channel_norm, {"scale": 2, "shift": 1}),
+        (F.tensor_norm, {"scale": 2, "shift": 1}),
+    ],
+)
+def test_weights_for_another_number_of_tensors_are_refused(
+    function: Any, given: dict[str, int]
+) -> None:
+    spec, x = {"w": (0, 1), "b": (1,)}, {"w": jnp.ones((3, 2, 4)), "b": jnp.ones((2, 4))}
+    shape = {"weight": (4, 4)}
+    weights = {name: [jnp.ones(shape.get(name, 4))] * count for name, count in given.items()}
+    with pytest.raises(sc.ShapeError, match="for 1 tensors, expected 2: one for each leaf"):
+        function(spec, x, **weights)
+
+
 def test_residual_broadcasts_nothing() -> None:
     wider = nn.Residual(nn.ChannelLinear(("a",), 1, 4, rngs=RNGS()))
     with pytest.raises(sc.ShapeError, match=r"^x: found the shapes \(3, 1\) and \(3, 4\)"):

@@ -243,3 +243,18 @@ def test_the_transformer_compiles_to_an_equivariant_layer() -> None:
     )
     report = sc.check_equivariance(layer, trials=1, batch_shapes=((2,),))
     assert set(report.permuted) == set(network.sizes)
+
+
+def test_layers_take_a_bound_spec_where_shapes_do_not_tell_sizes() -> None:
+    """In torch's layout the heads of a transformer share an axis with their width."""
+    from symcompile_torch.nn import EquivariantAttention, InvariantHead
+
+    network = specs.transformer(1, **TINY)
+    with pytest.raises(sc.ShapeError, match="heads"):
+        sc.compile(network.spec, in_channels=4, out_channels=4, shapes=network.shapes)
+    spec = network.bound
+    assert dict(spec.sizes) == dict(network.sizes)
+    layer = sc.compile(spec, in_channels=4, out_channels=4)
+    x = {key: torch.randn(2, *shape, 4) for key, shape in network.shapes.items()}
+    y = InvariantHead(spec, 4, 8, 3)(EquivariantAttention(spec, 4, heads=2)(layer(x)))
+    assert y.shape == (2, 3)

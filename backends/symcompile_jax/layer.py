@@ -53,7 +53,14 @@ class JaxLayer(CompiledLayer):
         return {"compiled": self.compiled}  # a module does not pickle; it is loaded again
 
     def init(self, key: Any, dtype: Any = None) -> dict[str, Any]:
-        """Draw weights: a dict of arrays by name, in the canonical schema.
+        """Draw weights.
+
+        Args:
+            key: of `jax.random`.
+            dtype: of the weights; default what the layer was compiled for, else float32.
+
+        Returns:
+            a dict of arrays by name, of the shapes that `layer.compiled.shapes` has.
 
         Raises:
             OptionError: the dtype is neither floating nor complex.
@@ -66,7 +73,15 @@ class JaxLayer(CompiledLayer):
         return params
 
     def apply(self, params: Any, x: Any) -> Any:
-        """The layer's output, a tree like the output spec.
+        """The layer's output.
+
+        Args:
+            params: arrays by name.
+            x: a tree like the spec; a leaf has shape (*batch, *axes, channels).
+
+        Returns:
+            a tree like the output spec, in the inputs' common dtype; the weights' where inputs are
+            integers, a complex one where weights are complex.
 
         Raises:
             ShapeError: `x` or `params` does not fit.

@@ -90,7 +90,8 @@ class NumpyLayer(CompiledLayer):
             x: a tree like the spec; a leaf has shape (*batch, *axes, channels).
 
         Returns:
-            a tree like the output spec, in the inputs' common dtype.
+            a tree like the output spec, in the inputs' common dtype; the weights' where inputs are
+            integers, a complex one where weights are complex.
 
         Raises:
             ShapeError: `x` or `params` does not fit.

@@ -24,7 +24,8 @@ class TorchLayer(CompiledLayer, nn.Module):
     """What `symcompile.compile(..., backend="torch")` returns.
 
     `layer(x)` maps a tree of tensors to a tree of tensors; a leaf has shape
-    (*batch, *axes, channels) and keeps the inputs' dtype.
+    (*batch, *axes, channels). Outputs have the inputs' common dtype; the weights' where inputs are
+    integers, a complex one where weights are complex, autocast's under autocast.
 
     >>> import symcompile as sc, torch
     >>> layer = sc.compile({"w": (0, 1), "b": (1,)}, in_channels=1, out_channels=4)

@@ -65,7 +65,7 @@ def explain(
             "decisions: what was chosen, at what cost, and what else it could have been", console
         )
         for line in escaped(compiled.plan.explain()).splitlines():
-            console.print(Text(_cut(line)))
+            console.print(Text(line))
     _program(compiled, whole_program, console)
 
 

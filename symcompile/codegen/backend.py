@@ -81,7 +81,7 @@ def get_backend(name: str) -> Backend:
     except ImportError as error:
         raise BackendError(
             f"backend {name!r} cannot be imported ({error}); "
-            f"install its framework: pip install 'symcompile[{name}]'"
+            f"install its framework, or symcompile with its extra {name!r}"
         ) from error
     if not isinstance(loaded, Backend):
         raise BackendError(f"entry point {found[0].value!r} is no symcompile backend")

@@ -207,7 +207,7 @@ def choose_optimal(lattice: Lattice) -> Choice:
         from scipy.sparse import coo_array
     except ImportError as error:
         raise BackendError(
-            "optimize='optimal' needs scipy; install it with pip install 'symcompile[optimal]', "
+            "optimize='optimal' needs scipy; install it, or symcompile with its extra 'optimal', "
             "or use optimize='greedy'"
         ) from error
     edges, count = lattice.edges, len(lattice.edges)

@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, Literal, NoReturn, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from symcompile.errors import SpecError
 from symcompile.files import write_atomically
@@ -166,22 +167,17 @@ def _loads(text: str, format_: SpecFormat, name: str) -> PermSpec:
 def _read_json(text: str) -> Any:
     try:
         return json.loads(
-            text,
-            object_pairs_hook=lambda pairs: _Map(tuple(pairs)),
-            parse_constant=_no_constant,
+            text, object_pairs_hook=lambda pairs: _Map(tuple(pairs)), parse_int=_bounded_int
         )
     except json.JSONDecodeError as error:
         raise SpecError(
             f"line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}"
         ) from None
-    except SpecError:
-        raise
-    except ValueError:  # Python refuses ints of thousands of digits
-        raise SpecError("holds a number that is too large; use an int below 2**63") from None
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise SpecError(f"{name} is not valid JSON; a label is an int or a string")
+def _bounded_int(digits: str) -> int:
+    """Python refuses ints of thousands of digits; one cut short is refused where it stands."""
+    return int(digits[: sys.int_info.str_digits_check_threshold])
 
 
 def _read_yaml(text: str) -> Any:
@@ -256,7 +252,7 @@ def _from_yaml(node: Any) -> Any:
         if kind in ("bool", "int", "float", "timestamp", "value"):
             raise SpecError(
                 f"{_mark(node)}: YAML reads {text[1:-1]} as a {kind}, where a spec has plain "
-                f"decimal ints and strings; put it in quotes: {text}"
+                f"decimal ints and strings; to write a string put it in quotes: {text}"
             )
     raise SpecError(f"{_mark(node)}: the tag {format_label(node.tag)} is not allowed in a spec")
 

@@ -61,7 +61,7 @@ def residual(
         permute_ends: label inputs and outputs "input" and "output", instead of fixed axes.
 
     Raises:
-        OptionError: an option that means nothing.
+        OptionError: an option that is not allowed.
 
     >>> residual(4, 8, 2).spec["blocks_1"]["last"]
     {'kernel': ('blocks1.hidden', 'stream'), 'bias': ('stream',)}

@@ -66,7 +66,7 @@ def cnn(
         bias: one for all layers, or one for each, convolutions first.
 
     Raises:
-        OptionError: no channels, or an option that means nothing.
+        OptionError: no channels, or an option that is not allowed.
 
     >>> cnn((8,)).spec["Dense_0"]["kernel"], cnn((8,)).shapes["Dense_0"]["kernel"]
     (((None, 'channels0'), None), (32, 10))

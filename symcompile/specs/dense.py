@@ -51,7 +51,7 @@ def mlp(
         permute_ends: label inputs and outputs "input" and "output", instead of fixed axes.
 
     Raises:
-        OptionError: fewer than two widths, or an option that means nothing.
+        OptionError: fewer than two widths, or an option that is not allowed.
 
     >>> mlp((64, 16, 10)).spec["Dense_0"]
     {'kernel': (None, 'hidden0'), 'bias': ('hidden0',)}

@@ -58,7 +58,7 @@ def rnn(
         permute_ends: label inputs and outputs "input" and "output", instead of fixed axes.
 
     Raises:
-        OptionError: an option that means nothing.
+        OptionError: an option that is not allowed.
 
     >>> rnn(8, 32, 10).spec["cell"]["state_kernel"]
     ('hidden', 'hidden')

@@ -13,7 +13,7 @@ from math import prod
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from symcompile.errors import OptionError
-from symcompile.spec import Fixed, Label, bind_specs, parse_spec
+from symcompile.spec import Fixed, Label, PermSpec, bind_specs, parse_spec
 from symcompile.spec.types import plain_int
 
 __all__ = [
@@ -53,7 +53,7 @@ class Network:
     """A perm_spec and the shapes that bind its sizes; unpacks as `spec, shapes`.
 
     `sizes` has the size of every label, for those that shapes do not tell (heads, where an axis of
-    torch is heads times their width).
+    torch is heads times their width); `bound` is the spec with all of them.
 
     >>> from symcompile.specs import mlp
     >>> spec, shapes = network = mlp((4, 3, 2))
@@ -67,6 +67,16 @@ class Network:
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         return iter((self.spec, self.shapes))
+
+    @property
+    def bound(self) -> PermSpec:
+        """The spec with the sizes of all its labels: layers take it where shapes do not tell them.
+
+        >>> import symcompile as sc
+        >>> network = sc.specs.transformer(1, layout="torch")
+        >>> layer = sc.compile(network.bound, in_channels=1, out_channels=2)
+        """
+        return bind_specs(parse_spec(self.spec), None, self.shapes, sizes=self.sizes)[0]
 
     def renamed(self, names: Mapping[str, str]) -> Network:
         """The same network with other names for its layers, in the order it had.

@@ -4,7 +4,8 @@ In: a spec, a tree of arrays like it, and weights as arrays or lists of them, on
 the canonical order of the spec's leaves. Out: a tree like the spec, or one array.
 
 The one thing to know: a leaf has shape (*batch, *axes, channels) with any number of batch axes,
-none included, and keeps its dtype; weights are cast to it. `symcompile_jax.nn` holds the weights of
+none included, and keeps its dtype, to which weights are cast; integers take that of the weights,
+and complex weights make complex outputs. `symcompile_jax.nn` holds the weights of
 these functions in Flax NNX modules.
 
 >>> import jax.numpy as jnp

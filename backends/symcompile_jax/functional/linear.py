@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from symcompile.spec import unflatten
-from symcompile_jax.functional.trees import Weights, read, reader_of, together
+from symcompile_jax.functional.trees import Weights, one_each, read, reader_of, together
 
 __all__ = ["channel_linear", "channel_scale"]
 
@@ -21,6 +21,9 @@ def channel_linear(spec: Any, x: Any, weight: Weights, bias: Weights | None = No
         weight: for each tensor (channels in, channels out).
         bias: for each tensor (channels out,).
 
+    Raises:
+        ShapeError: `x`, `weight` or `bias` does not fit the spec.
+
     >>> import jax.numpy as jnp
     >>> y = channel_linear({"b": ("n",)}, {"b": jnp.ones((3, 2))}, [jnp.ones((2, 5))])
     >>> y["b"].shape
@@ -29,6 +32,7 @@ def channel_linear(spec: Any, x: Any, weight: Weights, bias: Weights | None = No
     reader = reader_of(spec, [matrix.shape[0] for matrix in weight])
     outputs = []
     biases: Sequence[Any] = [None] * len(weight) if bias is None else bias
+    one_each(reader, bias=biases)
     for value, matrix, shift in zip(read(reader, x), weight, biases, strict=True):
         own, matrix_ = together(value, matrix)
         product = own @ matrix_
@@ -38,6 +42,8 @@ def channel_linear(spec: Any, x: Any, weight: Weights, bias: Weights | None = No
 
 def channel_scale(spec: Any, x: Any, scale: Weights) -> Any:
     """Every channel of every tensor times a number of its own; `scale` is (channels,) for each.
+
+    Raises `ShapeError` where `x` or `scale` does not fit the spec.
 
     >>> import jax.numpy as jnp
     >>> channel_scale((), jnp.ones(2), [jnp.array([1.0, 3.0])]).tolist()

@@ -15,7 +15,15 @@ from typing import Any
 import jax.numpy as jnp
 
 from symcompile.spec import unflatten
-from symcompile_jax.functional.trees import Array, Weights, read, reader_of, together, wide
+from symcompile_jax.functional.trees import (
+    Array,
+    Weights,
+    one_each,
+    read,
+    reader_of,
+    together,
+    wide,
+)
 
 __all__ = ["channel_norm", "tensor_norm"]
 
@@ -24,7 +32,7 @@ def channel_norm(spec: Any, x: Any, scale: Weights, shift: Weights, eps: float =
     """Layer norm over channels (Ba et al., arXiv 1607.06450, eq. 3), at every index on its own.
 
     With one channel nothing is left of a value but the shift. `scale` and `shift` are (channels,)
-    for each tensor.
+    for each tensor. Raises `ShapeError` where `x`, `scale` or `shift` does not fit the spec.
 
     >>> import jax.numpy as jnp
     >>> one = [jnp.ones(2)]
@@ -32,6 +40,7 @@ def channel_norm(spec: Any, x: Any, scale: Weights, shift: Weights, eps: float =
     [-1.0, 1.0]
     """
     reader = reader_of(spec, [factor.shape[0] for factor in scale])
+    one_each(reader, shift=shift)
     outputs = [
         _normalised(value, (-1,), factor, offset, eps)
         for value, factor, offset in zip(read(reader, x), scale, shift, strict=True)
@@ -43,7 +52,8 @@ def tensor_norm(spec: Any, x: Any, scale: Weights, shift: Weights, eps: float = 
     """Each channel of a tensor by its mean and variance over all the tensor's axes.
 
     A tensor with one entry has no variance, so it is only scaled and shifted, by `scale` and
-    `shift` of shape (channels,) for each tensor.
+    `shift` of shape (channels,) for each tensor. Raises `ShapeError` where `x`, `scale` or `shift`
+    does not fit the spec.
 
     >>> import jax.numpy as jnp
     >>> one, x = [jnp.ones(1)], jnp.array([[1.0], [3.0]])
@@ -51,6 +61,7 @@ def tensor_norm(spec: Any, x: Any, scale: Weights, shift: Weights, eps: float = 
     [[-1.0], [1.0]]
     """
     reader = reader_of(spec, [factor.shape[0] for factor in scale])
+    one_each(reader, shift=shift)
     outputs = []
     rows = zip(reader.spec.leaves, read(reader, x), scale, shift, strict=True)
     for leaf, value, factor, offset in rows:

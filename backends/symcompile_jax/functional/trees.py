@@ -16,7 +16,7 @@ import numpy as np
 from symcompile.errors import ShapeError
 from symcompile.spec import Path, TreeReader, flatten_like, format_place, unflatten
 
-__all__ = ["Array", "Weights", "map_leaves", "read", "reader_of", "together", "wide"]
+__all__ = ["Array", "Weights", "map_leaves", "one_each", "read", "reader_of", "together", "wide"]
 
 Array: TypeAlias = jax.Array
 Weights: TypeAlias = Sequence[Array]
@@ -30,12 +30,19 @@ def reader_of(
     reader = TreeReader.of(spec, kind=jax.Array, split=split)
     if channels is None:
         return reader
-    if len(channels) != len(reader.spec.leaves):
-        raise ShapeError(
-            f"found weights for {len(channels)} tensors, expected {len(reader.spec.leaves)}: one "
-            "for each leaf of the spec, in canonical order"
-        )
+    one_each(reader, weights=channels)
     return replace(reader, channels=tuple(channels))
+
+
+def one_each(reader: TreeReader, **weights: Sequence[Any]) -> None:
+    """Raise `ShapeError` unless there is one for each tensor."""
+    count = len(reader.spec.leaves)
+    for name, given in weights.items():
+        if len(given) != count:
+            raise ShapeError(
+                f"found {name} for {len(given)} tensors, expected {count}: one for each leaf of "
+                "the spec, in canonical order"
+            )
 
 
 def read(reader: TreeReader, x: Any) -> list[Array]:

@@ -26,7 +26,7 @@ class EquivariantLinear(CompiledLayer, nnx.Module):
         rngs: draws the weights.
 
     Raises:
-        OptionError: `backend` is given, or an option means nothing.
+        OptionError: `backend` is given, or an option is not allowed.
         SymcompileError: as `symcompile.compile`. When called, ShapeError: a tree does not fit.
 
     >>> import jax.numpy as jnp

@@ -51,7 +51,7 @@ def trunk(
         options: of `symcompile.compile`, such as `shapes`.
 
     Raises:
-        OptionError: fewer than two channel counts, or an option means nothing.
+        OptionError: fewer than two channel counts, or an option is not allowed.
         SymcompileError: as `symcompile.compile`.
 
     >>> import jax.numpy as jnp

@@ -27,7 +27,7 @@ def EquivariantLinear(
         a `TorchLayer`: an `nn.Module` whose parameters are the canonical weights.
 
     Raises:
-        OptionError: `backend` is given, or an option means nothing.
+        OptionError: `backend` is given, or an option is not allowed.
         SymcompileError: as `symcompile.compile`.
 
     >>> layer = EquivariantLinear({"w": (0, 1), "b": (1,)}, in_channels=1, out_channels=4)
