@@ -124,7 +124,7 @@ def compile(
     Raises:
         SpecError: the spec is malformed.
         ShapeError: sizes disagree, or are needed and not known.
-        OptionError: an option is unknown or has a value that is not allowed.
+        OptionError: an option has a value that is not allowed.
         PlanError: no plan meets `memory_limit`, or a planner returned a wrong plan.
         BasisTooLargeError: with the exact count.
         BackendError: the backend is unknown or its framework not installed.
@@ -198,6 +198,7 @@ def plan(
         the plan, as `layer.plan` has it: `print` shows it, `explain()` tells why.
 
     Raises:
+        OptionError: an option is unknown.
         SymcompileError: as `compile`.
 
     >>> plan({"w": (0, 0, 0)}, bias=False).diagrams
@@ -210,13 +211,12 @@ def plan(
     return compiled.plan
 
 
-def _refuse_unknown(options: Mapping[str, Any], what: str) -> None:
+def _refuse_unknown(options: Mapping[str, Any], function: str) -> None:
     known = signature(compile_spec).parameters
     for option in options:
         if option not in known:
             raise OptionError(
-                f"{option!r} is no option of {what}; those of compile are: "
-                f"{', '.join(list(known)[2:])}"
+                f"{option!r} is no option of {function}, which takes: {', '.join(list(known)[2:])}"
             )
 
 

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from symcompile.bench import compare, machine, report, runner
-from symcompile.bench.ours import MACHINES
+from symcompile.bench import compare, machine, ours, report, runner, torch_subject
 from symcompile.bench.process import environment
 from symcompile.bench.records import Session
 from symcompile.bench.roofline import GAUGES, Floor, Rates, calibrate, floor_of
@@ -241,12 +240,24 @@ def test_xla_states_what_a_call_on_a_gpu_takes() -> None:
     assert jax_subject(apply, (), SETTING, stages={}).weigh is None
 
 
-def test_layers_are_planned_for_the_device_that_they_run_on() -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_layers_are_planned_for_the_device_that_they_run_on(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A GPU has no kernels for sums in one pass, and clears no page for a new array."""
-    known = {device: PRESETS[name] for device, name in MACHINES.items()}
-    assert known["cpu"].one_pass
-    assert not known["cuda"].one_pass
-    assert known["cuda"].fresh == 0 < known["cpu"].fresh
+
+    class Planned(Exception):
+        pass
+
+    def compile_spec(*_: Any, machine: str, **__: Any) -> None:
+        raise Planned(machine)
+
+    monkeypatch.setattr(ours, "compile_spec", compile_spec)
+    monkeypatch.setattr(torch_subject, "prepare", lambda setting: None)
+    with pytest.raises(Planned) as planned:
+        ours.build_ours(TINY, replace(SETTING, device=device), "torch", "auto")
+    machine = PRESETS[str(planned.value)]
+    assert (machine.one_pass, machine.fresh > 0) == (device == "cpu", device == "cpu")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +271,7 @@ def test_layers_are_planned_for_the_device_that_they_run_on() -> None:
 def test_as_many_take_turns_as_fit_into_the_memory_of_the_gpu(
     said: str, free: int | None, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the first that a process may use; where NVIDIA's tool says nothing, main memory tells."""
+    """Of the first that a process may use; where NVIDIA's tool says nothing, all take turns."""
     asked: list[list[str]] = []
 
     def answer(query: list[str], **_: Any) -> Any:
@@ -271,7 +282,7 @@ def test_as_many_take_turns_as_fit_into_the_memory_of_the_gpu(
     monkeypatch.setattr(machine, "run", answer)
     monkeypatch.setattr(runner, "available", lambda: None)
     assert machine.free_on_gpu() == free
-    assert asked[0][-2:] == ["-i", "3,1"]
+    assert asked[0][-2:] == ["-i", "3"]
     assert runner._fits(TINY, "cuda") is fits
     assert runner._fits(TINY, "cpu")
 

@@ -233,7 +233,7 @@ def check_gradients(subject: Subject, workload: Workload, kind: np.dtype[Any]) -
 
 
 def _exact(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Wide enough to subtract: half types are not, and float32 holds their products exactly."""
+    """Wide enough for the tolerances of half types; float64 would take twice the memory."""
     return value.astype(np.float32) if value.itemsize < 4 else value
 
 

@@ -93,16 +93,18 @@ def _memory() -> int | None:
 
 def free_on_gpu() -> int | None:
     """Bytes that nobody holds on the first GPU that this process may use."""
-    found = _gpus("memory.free")
+    found = _gpus("memory.free", only_first=True)
     number, _, unit = (found[0] if found else "").partition(" ")
     return int(number) << 20 if number.isdigit() and unit == "MiB" else None
 
 
-def _gpus(asked: str = "name,memory.total,driver_version") -> list[str]:
-    """What NVIDIA's tool says of every GPU that this process may use."""
+def _gpus(
+    asked: str = "name,memory.total,driver_version", *, only_first: bool = False
+) -> list[str]:
+    """What NVIDIA's tool says of every GPU that this process may use, or of the first."""
     query = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        query += ["-i", visible]
+        query += ["-i", visible.split(",")[0] if only_first else visible]
     try:
         done = run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, SubprocessError):

@@ -19,9 +19,9 @@ from symcompile.check.draw import dtype_of
 from symcompile.codegen import get_backend, load_module
 from symcompile.spec import flatten_like, unflatten
 
-__all__ = ["MACHINES", "build_ours"]
+__all__ = ["build_ours"]
 
-MACHINES = {"cpu": "cpu", "cuda": "h100"}
+_MACHINES = {"cpu": "cpu", "cuda": "h100"}
 """The machine model that layers are planned for: a GPU has no kernels for sums in one pass, and
 keeps the memory of one array for the next."""
 
@@ -60,7 +60,7 @@ def build_ours(workload: Workload, setting: Setting, mode: str, optimize: str | 
         out_channels=workload.channels,
         optimize=optimize,
         dtype=setting.dtype,
-        machine=MACHINES[setting.device],
+        machine=_MACHINES[setting.device],
     )
     watch.lap("plan")
 

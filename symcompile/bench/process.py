@@ -48,12 +48,13 @@ def environment(setting: Setting, caches: str) -> dict[str, str]:
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor",
-        # A process each: torch itself takes no more than 32.
+        # Processes that compile; torch's own default is at most 32.
         "TORCHINDUCTOR_COMPILE_THREADS": str(min(setting.threads, 32)),
         "TRITON_CACHE_DIR": f"{caches}/triton",
         "CUDA_CACHE_PATH": f"{caches}/cuda",
         "PYTORCH_KERNEL_CACHE_PATH": f"{caches}/torch",
-        "NVIDIA_TF32_OVERRIDE": "0",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVIDIA's tool numbers them
+        "NVIDIA_TF32_OVERRIDE": "0",  # whatever the user's says: everyone in full precision
         # Answers are UTF-8 whatever the locale; and a child finds what its parent found.
         "PYTHONIOENCODING": "utf-8",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),

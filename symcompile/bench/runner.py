@@ -272,7 +272,7 @@ def _fits(workload: Workload, device: str) -> bool:
     free = [available(), None if device == "cpu" else free_on_gpu()]
     # Two inputs, outputs and gradients of all that, and what stands in between.
     needed = _SPARE + 12 * 4 * workload.entries
-    return all(bytes is None or bytes > needed for bytes in free)
+    return all(known is None or known > needed for known in free)
 
 
 def _built(run: Run, stack: ExitStack, job: Mapping[str, Any], blank: Measurement) -> _Seat:

@@ -104,7 +104,7 @@ def check_backends(
 
     Raises:
         CheckError: two disagree, or one has other weights, another shape or another dtype.
-        OptionError: the arguments mean nothing.
+        OptionError: an argument is not allowed.
         BackendError: a backend that was asked for by name is not installed.
 
     >>> report = check_backends({"w": (0, 1), "b": (1,)}, backends=["numpy"])

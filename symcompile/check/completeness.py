@@ -105,7 +105,7 @@ def check_completeness(
 
     Raises:
         CheckError: a map is missing, dependent on others, or not equivariant.
-        OptionError: too large for brute force, of low rank, or the arguments mean nothing.
+        OptionError: too large for brute force, of low rank, or an argument is not allowed.
 
     >>> for n in (1, 2, 3, 4):
     ...     print(check_completeness((0, 0), sizes={0: n}, bias=False))

@@ -139,7 +139,7 @@ def check_equivariance(
 
     Raises:
         CheckError: the layer is not equivariant, or an output's shape does not follow the spec.
-        OptionError: the arguments mean nothing.
+        OptionError: an argument is not allowed.
         ShapeError: `sizes` contradict the spec.
 
     >>> import symcompile as sc

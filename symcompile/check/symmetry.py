@@ -127,7 +127,7 @@ def check_symmetry(
         CheckError: the outputs change; the message names the labels whose permutation alone changes
             them, and by how much. Or they differ from call to call, or are no numbers.
         ShapeError: parameters, inputs or outputs do not fit their spec.
-        OptionError: the arguments mean nothing.
+        OptionError: an argument is not allowed.
 
     >>> rng = np.random.default_rng(0)
     >>> params = {"w": rng.normal(size=(3, 5)), "v": rng.normal(size=(5, 2))}

@@ -176,7 +176,7 @@ def _read_json(text: str) -> Any:
 
 
 def _bounded_int(digits: str) -> int:
-    """Python refuses ints of thousands of digits; one cut short is refused where it stands."""
+    """Python reads no ints of thousands of digits; cut short they are still refused, in place."""
     return int(digits[: sys.int_info.str_digits_check_threshold])
 
 

@@ -107,6 +107,7 @@ class EquivariantAttention(nn.Module):
         means = torch.stack(
             [_mean(value, order) for value, order in zip(projected, orders, strict=True)], dim=-2
         )
+        # Not offsets[list(...)]: the indices would be copied to a GPU in every call.
         received = self._attend(
             [means.unsqueeze(-2)], torch.stack([offsets[role] for role in self.means])
         )
