@@ -7,14 +7,13 @@ README to what this file makes of the results, so that neither can change alone.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from symcompile.bench.compare import Match, Row, matches, rows, totals
 from symcompile.bench.machine import one_line
-from symcompile.bench.records import Results
+from symcompile.bench.records import Results, read_published
 from symcompile.bench.report import ratio_text, unmeasured
 from symcompile.files import write_atomically
 
@@ -44,11 +43,8 @@ def updated(text: str, root: Path = _ROOT) -> str:
         raise ValueError(f"found {len(found)} pairs of comments around results, expected one")
     (mark,) = found
     folder = mark["folder"]
-    file = root / folder / "results.json"
-    inside = ""
-    if file.exists():
-        results = Results.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        inside = section(results, folder)
+    results = read_published(root / folder / "results.json")
+    inside = section(results, folder) if results.measurements else ""
     return text[: mark.end(1)] + inside + text[mark.start(3) :]
 
 

@@ -11,21 +11,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from symcompile.bench import child, compare, report, runner
+from symcompile.bench import child, compare, process, report, runner
 from symcompile.bench.child import check_gradients, check_outputs, settle, tell
 from symcompile.bench.contestants import Contestant, build_of, find_contestants, peers_beside
 from symcompile.bench.plots import draw
 from symcompile.bench.records import Measurement, Results, Session, append, read_results
 from symcompile.bench.roofline import Rates
 from symcompile.bench.runner import Run, pending, ready, run
+from symcompile.bench.subject import Setting
 from symcompile.bench.workloads import Workload
 from symcompile.cli import app
 from symcompile.errors import CheckError, OptionError
@@ -464,6 +467,57 @@ def test_results_of_another_workload_setting_or_machine_do_not_mix(
         ready(asked("first"))
 
 
+def test_what_a_process_said_last_is_told_and_no_row_of_stars(tmp_path: Path) -> None:
+    ended = process.Child.__new__(process.Child)
+    vars(ended)["_process"] = SimpleNamespace(wait=lambda timeout: None, returncode=3)
+    vars(ended)["_log"] = tmp_path / "stderr"
+    (tmp_path / "stderr").write_text("first\n  no such luck\n****\n\n")
+    assert ended._epitaph() == "the process ended with exit code 3: no such luck"
+
+
+@pytest.mark.parametrize(("device", "processes"), [("cpu", 1), ("cuda", 2)])
+def test_after_an_error_on_a_gpu_another_process_is_timed(
+    device: str, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may answer every later call with that error."""
+    answers = {
+        "first": {"status": "ok", "error": 0.0, "tolerance": 1.0, "stages": {}, "versions": {}},
+        "first_train": {"status": "failed", "reason": "no such luck"},
+    }
+    made: list[Any] = []
+
+    class Scripted:
+        alive = True
+
+        def __init__(self, job: Any, setting: Setting) -> None:
+            self.closed = False
+            made.append(self)
+
+        def __enter__(self) -> Scripted:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def start(self, limit: float) -> dict[str, Any]:
+            return {"status": "ok"}
+
+        def ask(self, command: Any, limit: float) -> dict[str, Any]:
+            return answers[command["do"]]
+
+        def close(self) -> None:
+            self.closed = True
+
+    monkeypatch.setattr(runner, "Child", Scripted)
+    asked = Run((), replace(SETTING, device=device), Path("none"))
+    blank = Measurement(TINY.to_dict(), "one", True, "k", "s", "g", "failed")
+    with ExitStack() as stack:
+        seat = runner._built(asked, stack, {}, blank)
+    assert [each.closed for each in made] == [True] * (processes - 1) + [False]
+    assert seat.child is made[-1]
+    assert (seat.so_far.status, seat.so_far.train_status) == ("ok", "failed")
+
+
 def test_published_results_are_not_written_over_by_those_of_another_machine(
     asked: Callable[..., Run],
 ) -> None:
@@ -479,7 +533,7 @@ def test_published_results_are_not_written_over_by_those_of_another_machine(
     with pytest.raises(OptionError, match="processor Abacus, not"):
         ready(asked("first"))
     file.write_text("[]")
-    with pytest.raises(OptionError, match=r"results\.json holds no results of this command"):
+    with pytest.raises(OptionError, match=r"results\.json: no results of a benchmark"):
         ready(asked("first"))
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from symcompile.bench import child
 from symcompile.bench.child import Bench, check_gradients, check_outputs
 from symcompile.bench.contestants import Contestant, build_of, find_contestants, peers_beside
-from symcompile.bench.subject import Unsuited
+from symcompile.bench.subject import Subject, Unsuited
 from symcompile.bench.workloads import (
     SERIES,
     WORKLOADS,
@@ -91,6 +93,28 @@ def test_inputs_take_turns_beyond_what_caches_hold() -> None:
         made = workload(name)
         count = max(2, min(128, (1 << 27) // (4 * made.entries)))
         assert count * 4 * made.entries >= 64 << 20, name
+
+
+def test_memory_is_given_back_before_others_have_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rests: list[str] = []
+    build = build_of(Contestant("numpy auto"))
+
+    def built(workload: Workload, setting: Any) -> Subject:
+        subject = build(workload, setting)
+        train = lambda x, cotangent: (x, x, x)  # noqa: E731
+        return replace(subject, train=train, rest=lambda: rests.append("rest"))
+
+    monkeypatch.setattr(child, "build_of", lambda contestant: built)
+    monkeypatch.setattr(child, "check_gradients", lambda *_: None)
+    bench = Bench(TINY, Contestant("numpy auto"), SETTING)
+    assert rests == []
+    for count, command in enumerate((bench.first, bench.first_train), start=1):
+        command()
+        assert len(rests) == count
+    bench.round("train", 0.0, 1)
+    assert len(rests) == 3
 
 
 # --- peers ----------------------------------------------------------------------------------------

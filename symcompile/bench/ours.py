@@ -40,9 +40,7 @@ def build_ours(workload: Workload, setting: Setting, mode: str, optimize: str | 
     watch = Stopwatch()
     backend = get_backend(name)
     if name == "torch":
-        import torch
-
-        from symcompile.bench.torch_subject import prepare, torch_subject
+        from symcompile.bench.torch_subject import finish, prepare, torch_subject
 
         device = prepare(setting)
     elif name == "jax":
@@ -80,8 +78,7 @@ def build_ours(workload: Workload, setting: Setting, mode: str, optimize: str | 
     watch.lap("emit")
     if name == "torch":
         instance = getattr(module, compiled.name)(device=device)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        finish(device)
         watch.lap("init")
         return torch_subject(
             instance,

@@ -158,7 +158,8 @@ class Child:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
         code = self._process.returncode
-        told = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        told = [line.strip() for line in lines if any(map(str.isalnum, line))]  # no rows of stars
         last = f": {told[-1][:200]}" if told else ""
         if code is not None and code < 0:
             with suppress(ValueError):

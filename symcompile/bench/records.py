@@ -22,7 +22,16 @@ from symcompile.bench.subject import Setting
 from symcompile.bench.workloads import Workload
 from symcompile.errors import ExportError, OptionError
 
-__all__ = ["STAGES", "Measurement", "Results", "Session", "append", "key_of", "read_results"]
+__all__ = [
+    "STAGES",
+    "Measurement",
+    "Results",
+    "Session",
+    "append",
+    "key_of",
+    "read_published",
+    "read_results",
+]
 
 STAGES = ("plan", "emit", "init", "compile")
 """What comes before the first result."""
@@ -221,6 +230,22 @@ def read_results(path: Path) -> Results:
                 "give another output folder"
             ) from error
     return Results(tuple(sessions.values()), tuple(measurements.values()))
+
+
+def read_published(path: Path) -> Results:
+    """What a `results.json` holds; nothing if there is no such file.
+
+    Raises:
+        OptionError: the file holds something else.
+    """
+    if not path.exists():
+        return Results()
+    try:
+        return Results.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OptionError(
+            f"{path}: no results of a benchmark ({type(error).__name__}); give another folder"
+        ) from error
 
 
 def _session(data: Mapping[str, Any]) -> Session:

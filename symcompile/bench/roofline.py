@@ -96,7 +96,7 @@ def calibrate(
 def _torch_actions(setting: Setting, copied: int) -> Any:
     import torch
 
-    from symcompile.bench.torch_subject import prepare
+    from symcompile.bench.torch_subject import finish, prepare
 
     device = prepare(setting)
     source = torch.ones(copied, dtype=torch.uint8, device=device)
@@ -114,11 +114,7 @@ def _torch_actions(setting: Setting, copied: int) -> Any:
         if kernels:
             yield lambda: torch.ops.symcompile.mixed([matrix], matrix, False, 1, [1, side], [0, 1])
 
-    def done(_: Any) -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return lambda: target.copy_(source), products, done
+    return lambda: target.copy_(source), products, lambda _: finish(device)
 
 
 def _jax_actions(setting: Setting, copied: int) -> Any:

@@ -9,7 +9,6 @@ was measured before is left alone; what a run that was broken off had not finish
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,15 @@ from symcompile.bench.contestants import Contestant
 from symcompile.bench.machine import describe, free_on_gpu
 from symcompile.bench.memory import available
 from symcompile.bench.process import Child
-from symcompile.bench.records import Measurement, Results, Session, append, key_of, read_results
+from symcompile.bench.records import (
+    Measurement,
+    Results,
+    Session,
+    append,
+    key_of,
+    read_published,
+    read_results,
+)
 from symcompile.bench.roofline import GAUGES, Rates
 from symcompile.bench.subject import Setting
 from symcompile.bench.workloads import Workload
@@ -95,7 +102,9 @@ def ready(run: Run) -> None:
                 )
     machine = describe()
     folder = run.records.parent
-    for session in read_results(run.records).sessions or _published(folder / "results.json"):
+    earlier = read_results(run.records).sessions
+    # A checkout has published results without the records that they were made of.
+    for session in earlier or read_published(folder / "results.json").sessions:
         theirs, ours = (
             {**asdict(setting), **{name: known.get(name) for name in _MACHINE}}
             for setting, known in ((session.setting, session.machine), (run.setting, machine))
@@ -106,18 +115,6 @@ def ready(run: Run) -> None:
             raise OptionError(
                 f"{folder} holds results of another setting ({found}); give another --output"
             )
-
-
-def _published(file: Path) -> tuple[Session, ...]:
-    """The runs whose results stand in a folder without the records that they were made of."""
-    if not file.exists():
-        return ()
-    try:
-        return Results.from_dict(json.loads(file.read_text(encoding="utf-8"))).sessions
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise OptionError(
-            f"{file} holds no results of this command; give another --output"
-        ) from None
 
 
 _MACHINE = ("processor", "cores", "gpus")

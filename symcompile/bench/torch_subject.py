@@ -14,7 +14,7 @@ import torch
 
 from symcompile.bench.subject import Arrays, Setting, Subject, Unsuited
 
-__all__ = ["prepare", "torch_subject"]
+__all__ = ["finish", "prepare", "torch_subject"]
 
 
 def prepare(setting: Setting) -> torch.device:
@@ -33,10 +33,15 @@ def prepare(setting: Setting) -> torch.device:
     if setting.device == "cuda" and not torch.cuda.is_available():
         raise Unsuited("torch sees no CUDA device")
     device = torch.device(setting.device)
-    if setting.device == "cuda":
-        torch.ones(1, device=device)
-        torch.cuda.synchronize()
+    torch.ones(1, device=device)
+    finish(device)
     return device
+
+
+def finish(device: torch.device) -> None:
+    """Wait for all that was started on a device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def torch_subject(
@@ -65,10 +70,6 @@ def torch_subject(
     parameters = list(module.parameters())
     on_cuda = device.type == "cuda"
 
-    def finish() -> None:
-        if on_cuda:
-            torch.cuda.synchronize()
-
     def put(leaves: Arrays) -> list[torch.Tensor]:
         return [
             layout_in(place, _tensor(leaf)).contiguous().to(device)
@@ -86,7 +87,7 @@ def torch_subject(
     def forward(x: list[torch.Tensor]) -> list[torch.Tensor]:
         with torch.no_grad():
             outputs = unpack(call(pack(x)))
-        finish()
+        finish(device)
         return outputs
 
     def train(x: list[torch.Tensor], cotangent: list[torch.Tensor]) -> tuple[Any, Any, Any]:
@@ -96,7 +97,7 @@ def torch_subject(
         gradients = torch.autograd.grad(
             outputs, [*leaves, *parameters], cotangent, allow_unused=True
         )
-        finish()
+        finish(device)
         detached = [output.detach() for output in outputs]
         return detached, gradients[: len(x)], gradients[len(x) :]
 

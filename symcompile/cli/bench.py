@@ -58,9 +58,6 @@ class _Pace:
 _FULL = _Pace(5, 0.25, 100, 60.0, 1 << 28, 2048)
 _QUICK = _Pace(3, 0.1, 20, 60.0, 1 << 26, 1024)
 
-_COPIED_ON_GPU, _SIDE_ON_GPU = 1 << 30, 8192
-"""A GPU is done with less before the call has returned: its rates would come out too low."""
-
 _BUSY = 1.0
 """Load average above which times are not to be trusted."""
 
@@ -182,6 +179,7 @@ def _run(
     from symcompile.bench.runner import Run
     from symcompile.bench.subject import Setting
     from symcompile.check.draw import dtype_of
+    from symcompile.cost.measure import SIZES
 
     if device not in ("cpu", "cuda"):
         raise OptionError(f"--device: found {device!r}, expected cpu or cuda")
@@ -194,6 +192,7 @@ def _run(
     if limit is not None and not limit > 0:
         raise OptionError(f"--limit: found {limit:g}, expected seconds above 0")
     dtype_of(dtype)
+    entries_on_gpu, side_on_gpu = SIZES["gpu"]
     return Run(
         tuple(entries),
         Setting(device, dtype, threads),
@@ -203,8 +202,8 @@ def _run(
         most=pace.most,
         limit=limit or pace.limit,
         command=shlex.join(["symcompile", *sys.argv[1:]]),
-        copied=pace.copied if device == "cpu" else _COPIED_ON_GPU,
-        side=pace.side if device == "cpu" else _SIDE_ON_GPU,
+        copied=pace.copied if device == "cpu" else 4 * entries_on_gpu,
+        side=pace.side if device == "cpu" else side_on_gpu,
     )
 
 

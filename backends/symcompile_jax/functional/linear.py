@@ -29,10 +29,10 @@ def channel_linear(spec: Any, x: Any, weight: Weights, bias: Weights | None = No
     >>> y["b"].shape
     (3, 5)
     """
-    reader = reader_of(spec, [matrix.shape[0] for matrix in weight])
+    reader = reader_of(spec, [matrix.shape[0] for matrix in weight], "weight")
     outputs = []
     biases: Sequence[Any] = [None] * len(weight) if bias is None else bias
-    one_each(reader, biases=biases)
+    one_each(reader, "bias", biases)
     for value, matrix, shift in zip(read(reader, x), weight, biases, strict=True):
         own, matrix_ = together(value, matrix)
         product = own @ matrix_
@@ -49,7 +49,7 @@ def channel_scale(spec: Any, x: Any, scale: Weights) -> Any:
     >>> channel_scale((), jnp.ones(2), [jnp.array([1.0, 3.0])]).tolist()
     [1.0, 3.0]
     """
-    reader = reader_of(spec, [factor.shape[0] for factor in scale])
+    reader = reader_of(spec, [factor.shape[0] for factor in scale], "scale")
     outputs = []
     for value, factor in zip(read(reader, x), scale, strict=True):
         own, factor_ = together(value, factor)

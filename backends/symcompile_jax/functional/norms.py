@@ -39,8 +39,8 @@ def channel_norm(spec: Any, x: Any, scale: Weights, shift: Weights, eps: float =
     >>> channel_norm((), jnp.array([1.0, 3.0]), one, [jnp.zeros(2)], eps=0.0).tolist()
     [-1.0, 1.0]
     """
-    reader = reader_of(spec, [factor.shape[0] for factor in scale])
-    one_each(reader, shift=shift)
+    reader = reader_of(spec, [factor.shape[0] for factor in scale], "scale")
+    one_each(reader, "shift", shift)
     outputs = [
         _normalised(value, (-1,), factor, offset, eps)
         for value, factor, offset in zip(read(reader, x), scale, shift, strict=True)
@@ -60,8 +60,8 @@ def tensor_norm(spec: Any, x: Any, scale: Weights, shift: Weights, eps: float = 
     >>> tensor_norm(("n",), x, one, [jnp.zeros(1)], eps=0.0).tolist()
     [[-1.0], [1.0]]
     """
-    reader = reader_of(spec, [factor.shape[0] for factor in scale])
-    one_each(reader, shift=shift)
+    reader = reader_of(spec, [factor.shape[0] for factor in scale], "scale")
+    one_each(reader, "shift", shift)
     outputs = []
     rows = zip(reader.spec.leaves, read(reader, x), scale, shift, strict=True)
     for leaf, value, factor, offset in rows:

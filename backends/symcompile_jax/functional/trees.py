@@ -24,25 +24,27 @@ Weights: TypeAlias = Sequence[Array]
 
 
 def reader_of(
-    spec: Any, channels: Sequence[int] | None = None, *, split: bool = False
+    spec: Any, channels: Sequence[int] | None = None, name: str = "channels", *, split: bool = False
 ) -> TreeReader:
-    """A reader of trees of JAX arrays; `channels` are those of each leaf, in canonical order."""
+    """A reader of trees of JAX arrays; `channels` are those of each leaf, in canonical order.
+
+    Raises `ShapeError` for another number of them; `name` is what they were taken from.
+    """
     reader = TreeReader.of(spec, kind=jax.Array, split=split)
     if channels is None:
         return reader
-    one_each(reader, weights=channels)
+    one_each(reader, name, channels)
     return replace(reader, channels=tuple(channels))
 
 
-def one_each(reader: TreeReader, **weights: Sequence[Any]) -> None:
+def one_each(reader: TreeReader, name: str, given: Sequence[Any]) -> None:
     """Raise `ShapeError` unless there is one for each tensor."""
     count = len(reader.spec.leaves)
-    for name, given in weights.items():
-        if len(given) != count:
-            raise ShapeError(
-                f"found {name} for {len(given)} tensors, expected {count}: one for each leaf of "
-                "the spec, in canonical order"
-            )
+    if len(given) != count:
+        raise ShapeError(
+            f"{name}: found {len(given)}, expected {count}: one for each leaf of the spec, in "
+            "canonical order"
+        )
 
 
 def read(reader: TreeReader, x: Any) -> list[Array]:
