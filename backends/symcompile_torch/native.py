@@ -1,7 +1,6 @@
-"""How operators of PyTorch call the kernels: the libraries, tensors as they lie, gradients.
+"""How operators of PyTorch call the kernels for CPU: the libraries, tensors as they lie.
 
-In: tensors of float32. Out: what `kernels.hpp` and `products.hpp` read of them, and operators
-registered with their gradients.
+In: tensors of float32. Out: what `kernels.hpp` and `products.hpp` read of them.
 
 The one thing to know: the libraries were compiled when symcompile was installed; `AVAILABLE` says
 whether there is one for this processor.
@@ -10,35 +9,27 @@ whether there is one for this processor.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from functools import cache, wraps
+from collections.abc import Sequence
+from functools import cache
 from itertools import product
-from typing import Any, TypeAlias
+from typing import Any
 
-import optree
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from symcompile_kernels.build import library
 
 __all__ = [
     "AVAILABLE",
-    "Operator",
     "call",
     "channels_last",
     "check_dtype",
     "first_in_line",
-    "is_batched",
     "kinds",
     "lie_side_by_side",
     "lines",
-    "register",
     "steps",
 ]
-
-Operator: TypeAlias = tuple[str, tuple[Callable[..., Any], ...]]
-"""A signature; and what computes it, the shape of the result, its gradient, what that one needs."""
 
 
 @cache
@@ -126,47 +117,3 @@ def first_in_line(x: Tensor) -> int:
     while axis > 1 and lie_side_by_side(x, axis - 1):
         axis -= 1
     return axis
-
-
-# Of many gradients at once (`is_grads_batched=`), an operator of lists takes none.
-is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)
-
-
-# -- operators ------------------------------------------------------------------------------
-
-
-def _with_tangents(back: Callable[..., Any]) -> Callable[..., Any]:
-    """A gradient of dual numbers too. It is linear, and operators would lose their tangents."""
-
-    @wraps(back)
-    def both(ctx: Any, *grads: Any) -> Any:
-        if forward_ad._current_level < 0:
-            return back(ctx, *grads)
-        unpack: Any = forward_ad.unpack_dual
-        given: list[Tensor | None]
-        given, tree = optree.tree_flatten(grads, none_is_leaf=True)  # type: ignore[arg-type]
-        pairs = [(None, None) if grad is None else unpack(grad) for grad in given]
-        values, tangents = zip(*pairs, strict=True)
-        if all(tangent is None for tangent in tangents):
-            return back(ctx, *grads)
-        filled = [
-            torch.zeros_like(value) if tangent is None and value is not None else tangent
-            for value, tangent in pairs
-        ]
-        made = [back(ctx, *tree.unflatten(side)) for side in (values, filled)]
-        return optree.tree_map(forward_ad.make_dual, *made)  # none for what needs none
-
-    return both
-
-
-def register(operators: Sequence[Operator]) -> None:
-    """Make them operators of PyTorch, where the kernels are there."""
-    for schema, (compute, shape, *gradient) in operators if AVAILABLE else ():
-        name, _, rest = schema.partition("(")
-        name = f"symcompile::{name}"
-        torch.library.define(name, f"({rest}")
-        torch.library.impl(name, "CPU", compute)
-        torch.library.register_fake(name, shape)
-        if gradient:
-            back, keep = gradient
-            torch.library.register_autograd(name, _with_tangents(back), setup_context=keep)

@@ -11,7 +11,7 @@ they are asked for, so that an output is written where it is stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -19,16 +19,15 @@ import torch
 from torch import Tensor
 
 from symcompile_torch.native import (
-    Operator,
     call,
     channels_last,
     check_dtype,
-    is_batched,
     lines,
     steps,
 )
+from symcompile_torch.registry import Operator, is_batched
 
-__all__ = ["PRODUCTS"]
+__all__ = ["COMPUTES", "PRODUCTS"]
 
 _WIDTH = 16
 """More channels than this go to the widest vectors: see `call`."""
@@ -230,10 +229,12 @@ PRODUCTS: tuple[Operator, ...] = (
     (
         "mixed(Tensor[] x, Tensor weight, bool transposed, int rows, int[] shapes, int[] orders) "
         "-> Tensor[]",
-        (_mixed, _mixed_shape, _mixed_gradients, _mixed_keep),
+        (_mixed_shape, _mixed_gradients, _mixed_keep),
     ),
     (
         "mixed_back(Tensor[] x, Tensor[] g, int rows) -> Tensor",
-        (_mixed_back, _mixed_back_shape, _mixed_back_gradients, _mixed_back_keep),
+        (_mixed_back_shape, _mixed_back_gradients, _mixed_back_keep),
     ),
 )
+
+COMPUTES: Mapping[str, Callable[..., Any]] = {"mixed": _mixed, "mixed_back": _mixed_back}
