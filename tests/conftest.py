@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,9 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 # JAX prefers a GPU, multiplies in TF32 there, and takes most of its memory for each process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Without a GPU, Triton's programs are interpreted; Triton reads this when it is first imported.
+if not glob("/dev/nvidia[0-9]*") and not os.path.exists("/dev/kfd"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 if "torch" in sys.modules:  # a plugin imported it first, so the variables came too late
     sys.modules["torch"].set_num_threads(1)
 

@@ -623,7 +623,7 @@ def test_a_device_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
 def test_on_a_cuda_device_everyone_takes_part_and_is_weighed(tmp_path: Path) -> None:
     if not _has_cuda():
         pytest.skip("there is no CUDA device")
-    names = ("torch auto", "torch.compile auto", "nfn")
+    names = ("torch auto", "torch.compile auto", "torch.triton auto", "nfn")
     wanted = [word for name in names for word in ("--contestant", name)]
     done = _cli("rnn", "cnn", "--quick", "--device", "cuda", *wanted, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output

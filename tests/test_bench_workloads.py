@@ -117,6 +117,29 @@ def test_memory_is_given_back_before_others_have_their_turn(
     assert len(rests) == 3
 
 
+def test_a_gpu_has_contestants_of_its_own() -> None:
+    names = {device: {c.name for c in find_contestants([], device)} for device in ("cpu", "cuda")}
+    assert names["cuda"] - names["cpu"] == {"torch.triton auto", "torch.compile.triton auto"}
+    assert names["cpu"] < names["cuda"]
+
+
+def test_kernels_for_gpus_are_imported_for_those_who_use_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("triton")
+    from symcompile_torch.registry import is_implemented
+
+    build = build_of(Contestant("torch.triton auto"))
+    assert "triton" in build.keywords["mode"]
+    subject = build(TINY, SETTING)  # on a CPU they are there, and idle
+    error, tolerance = check_outputs(subject, TINY, np.dtype("float32"))
+    assert error <= tolerance
+    assert is_implemented("linear_sum", "cuda")
+    monkeypatch.setitem(sys.modules, "symcompile_torch.triton", None)
+    with pytest.raises(Unsuited, match="Triton is not installed"):
+        build(TINY, SETTING)
+
+
 # --- peers ----------------------------------------------------------------------------------------
 
 

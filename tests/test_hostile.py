@@ -142,6 +142,7 @@ FUNCTIONS = {
             *["_linear_sum", "_fits", "_in_one_go", "_joined", "_add_product", "linear_sum"],
             *["_two_means_held", "sums_held", "_reads_once"],
             *["_two_means", "sums", "_fill_vectors", "_has_kernels", "max", "list"],
+            *["_are_made", "known"],
             "_outer",
             "convolution_backward",
             "new_empty",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from symcompile.cost.measure import LAUNCHED, SIZES, rates
-from symcompile_torch.kernels import AVAILABLE
+from symcompile_torch.registry import is_implemented
 
 __all__ = ["calibrate"]
 
@@ -44,4 +44,4 @@ def calibrate() -> tuple[float, ...]:
         finish()
 
     figures = rates(copy, multiply, launch, clone, copied=copied, side=side)
-    return *figures, AVAILABLE and device.type == "cpu"
+    return *figures, is_implemented("linear_sum", device.type)

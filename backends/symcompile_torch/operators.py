@@ -175,10 +175,12 @@ def _of_terms(
 
 
 def sums_shape(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
+    """Of half types the sums are float32."""
     before, after = x.shape[:axis], x.shape[axis + 2 :]
+    dtype = torch.promote_types(x.dtype, torch.float32)
     return (
-        x.new_empty((*before, x.shape[axis + 1], *after)),
-        x.new_empty((*before, x.shape[axis], *after)),
+        x.new_empty((*before, x.shape[axis + 1], *after), dtype=dtype),
+        x.new_empty((*before, x.shape[axis], *after), dtype=dtype),
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["Operator", "implement", "is_batched"]
+__all__ = ["Operator", "implement", "is_batched", "is_implemented"]
 
 Operator: TypeAlias = tuple[str, tuple[Callable[..., Any], ...]]
 """A signature; and the shape of the result, its gradient, what that one needs."""
@@ -44,6 +44,12 @@ def implement(
                 back, keep = gradient
                 torch.library.register_autograd(full, _with_tangents(back), setup_context=keep)
         torch.library.impl(full, key, computes[name])
+
+
+def is_implemented(name: str, device: str) -> bool:
+    """Whether an operator is computed on a kind of device, "cpu" or "cuda"."""
+    known = torch._C._dispatch_has_kernel_for_dispatch_key
+    return hasattr(torch.ops.symcompile, name) and known(f"symcompile::{name}", device.upper())
 
 
 def _with_tangents(back: Callable[..., Any]) -> Callable[..., Any]:

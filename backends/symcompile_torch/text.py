@@ -238,7 +238,8 @@ def _two_means(x, dim, counts, dtype=None):
 
 def _reads_once(x, dim, dtype):
     """Whether a kernel makes both means: where enough of what follows both axes lies in a row."""
-    if not _has_kernels(x, x.numel()) or dtype not in (None, x.dtype):
+    wide = torch.promote_types(x.dtype, torch.float32)  # the dtype of what a kernel makes
+    if not _has_kernels(x, x.numel()) or (dtype or x.dtype) is not wide:
         return False
     row = 1
     for size, step in zip(x.shape[: dim + 1 : -1], x.stride()[: dim + 1 : -1]):
@@ -359,7 +360,7 @@ def _product(x, weight):
 
 def _is_wide(weight, parts):
     """Whether kernels multiply matrices in parts, as quick as libraries do those that are whole."""
-    wide = _MIXED and weight.numel() >= 2**18 and weight.dtype is torch.float32
+    wide = _MIXED and weight.numel() >= 2**18 and weight.device.type == "cpu"
     return wide and all(_has_kernels(part, 2**17) for part in parts)
 
 
@@ -562,7 +563,7 @@ def _add_product(total, x, weight, axes):
 
 ONE_GO = '''\
 def _fits(products, terms, channels=1):
-    """Whether the kernels are there and the quickest: on CPU, for many rows of few channels."""
+    """Whether the kernels are there and the quickest: for many rows of few channels."""
     x, weight = products[0][0][0], products[0][1]
     entries = x.numel() // max(x.shape[-channels:].numel(), 1) * weight.shape[1]
     values = [value for parts, weight, *_ in products for value in (*parts, weight)]
@@ -570,10 +571,10 @@ def _fits(products, terms, channels=1):
     deep = sum(weight.shape[0] for _, weight, *_ in products)
     return (
         max(count, len(terms), x.dim() - channels + 1) <= 8
-        and max(deep, 2 * weight.shape[1]) <= 512
+        and max(deep, 2 * weight.shape[1]) <= (512 if x.device.type == "cpu" else 256)
         and all(_fill_vectors(value.shape[-1]) for value in values)
         and _has_kernels(x, entries)
-        and all(value.dtype is torch.float32 for value in (*values, *terms))
+        and all(value.dtype is x.dtype for value in (*values, *terms))
     )
 
 
@@ -596,17 +597,28 @@ def _in_one_go(products, terms, channels=1):
 '''
 
 KERNELS = '''\
-# Whether the operators of the package symcompile_torch.kernels are there: it was imported before.
-_KERNELS = hasattr(torch.ops.symcompile, "sums_held")
+def _are_made(key):
+    """Whether operators for a kind of device are there: their package was imported before."""
+    known = torch._C._dispatch_has_kernel_for_dispatch_key
+    return hasattr(torch.ops.symcompile, "sums_held") and known("symcompile::sums_held", key)
+
+
+_KERNELS = _are_made("CPU")  # by symcompile_torch.kernels
+_TRITON = _are_made("CUDA")  # by symcompile_torch.triton
 
 
 def _has_kernels(x, entries):
-    """Whether an operator on CPU takes `x`, which makes so many entries."""
-    if not _KERNELS or x.dtype is not torch.float32 or x.device.type != "cpu":
-        return False
+    """Whether an operator takes `x`, which makes so many entries, and is the quickest."""
+    if x.device.type == "cpu":
+        known = _KERNELS and x.dtype is torch.float32 and entries >= 2**17
+    else:
+        known = _TRITON and x.is_cuda and x.dtype in _TRITON_DTYPES and entries >= 2**20
     # An exported program serves any size, and runs without them; they have no derivative forward.
     forward = getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
-    return not (_exporting() or forward or _in_transform()) and entries >= 2**17
+    return known and not (_exporting() or forward or _in_transform())
+
+
+_TRITON_DTYPES = torch.float32, torch.bfloat16, torch.float16
 
 
 def _fill_vectors(channels):

@@ -81,11 +81,15 @@ class Contestant:
 
 
 _MODES = ("torch", "torch.compile", "jax", "numpy")
+_MODES_ON_GPU = ("torch.triton", "torch.compile.triton")
 
 OURS: Mapping[str, tuple[str, str | bool]] = {
     f"{mode} {word}": (mode, optimize)
-    for word, optimize in (("auto", "auto"), ("reference", False))
-    for mode in _MODES
+    for word, optimize, modes in (
+        ("auto", "auto", _MODES + _MODES_ON_GPU),
+        ("reference", False, _MODES),
+    )
+    for mode in modes
 }
 """Our contestants: name to mode and `optimize=`."""
 
@@ -96,13 +100,17 @@ def peers_beside() -> list[Path]:
     return [folder] if folder.is_dir() else []
 
 
-def find_contestants(peers: Sequence[Path]) -> list[Contestant]:
+def find_contestants(peers: Sequence[Path], device: str = "cpu") -> list[Contestant]:
     """Ours, then those of every file in the folders, or files, of `peers`.
+
+    Args:
+        device: "cpu" or "cuda"; ours for a GPU alone are no contestants on a CPU.
 
     Raises:
         OptionError: a path does not exist, or a file defines no contestants.
     """
-    found = [Contestant(name) for name in OURS]
+    left_out = _MODES_ON_GPU if device == "cpu" else ()
+    found = [Contestant(name) for name, (mode, _) in OURS.items() if mode not in left_out]
     for path in peers:
         if not os.path.exists(path):
             raise OptionError(f"peers: {str(path)!r} does not exist; give a folder or a .py file")

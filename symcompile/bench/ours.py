@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,32 +18,35 @@ from symcompile.bench.subject import Arrays, Setting, Stopwatch, Subject, Unsuit
 from symcompile.bench.workloads import Workload
 from symcompile.check.draw import dtype_of
 from symcompile.codegen import get_backend, load_module
+from symcompile.cost.machine import PRESETS
 from symcompile.spec import flatten_like, unflatten
 
 __all__ = ["build_ours"]
 
-_MACHINES = {"cpu": "cpu", "cuda": "h100"}
-"""The machine model that layers are planned for: a GPU has no kernels for sums in one pass, and
-keeps the memory of one array for the next."""
+_GPU = PRESETS["h100"]
+"""A GPU keeps the memory of one array for the next; it takes a pass for every term of a sum."""
 
 
 def build_ours(workload: Workload, setting: Setting, mode: str, optimize: str | bool) -> Subject:
     """The layer as a contestant.
 
     Args:
-        mode: "torch", "torch.compile", "jax" or "numpy".
+        mode: "torch", "jax" or "numpy"; "torch.compile"; "torch.triton" and "torch.compile.triton",
+            with kernels for GPUs.
         optimize: as for `symcompile.compile`.
 
     Raises:
-        Unsuited: the backend does not run on that device.
+        Unsuited: the backend does not run on that device, or Triton is missing.
     """
-    name = mode.split(".")[0]
+    name, *ways = mode.split(".")
     watch = Stopwatch()
     backend = get_backend(name)
     if name == "torch":
         from symcompile.bench.torch_subject import finish, prepare, torch_subject
 
         device = prepare(setting)
+        if "triton" in ways:
+            _import_kernels()
     elif name == "jax":
         from symcompile.bench.jax_subject import jax_subject
         from symcompile.bench.jax_subject import prepare as prepare_jax
@@ -58,7 +62,7 @@ def build_ours(workload: Workload, setting: Setting, mode: str, optimize: str | 
         out_channels=workload.channels,
         optimize=optimize,
         dtype=setting.dtype,
-        machine=_MACHINES[setting.device],
+        machine="cpu" if setting.device == "cpu" else replace(_GPU, one_pass="triton" in ways),
     )
     watch.lap("plan")
 
@@ -86,7 +90,7 @@ def build_ours(workload: Workload, setting: Setting, mode: str, optimize: str | 
             pack=pack,
             unpack=unpack,
             stages=watch.stages,
-            compiled=mode == "torch.compile",
+            compiled="compile" in ways,
         )
     import jax
 
@@ -99,6 +103,13 @@ def build_ours(workload: Workload, setting: Setting, mode: str, optimize: str | 
         setting,
         stages=watch.stages,
     )
+
+
+def _import_kernels() -> None:
+    try:
+        import symcompile_torch.triton  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise Unsuited("Triton is not installed") from error
 
 
 def _numpy(forward: Any, watch: Stopwatch) -> Subject:

@@ -66,6 +66,8 @@ _QUICK_WORKLOADS = ("graph2", "cnn")
 _QUICK_CONTESTANTS = (
     "torch auto",
     "torch.compile auto",
+    "torch.triton auto",
+    "torch.compile.triton auto",
     "jax auto",
     "numpy auto",
     "nfn",
@@ -137,7 +139,7 @@ def bench(
     from symcompile.bench.contestants import find_contestants, peers_beside
     from symcompile.bench.workloads import WORKLOADS
 
-    known = find_contestants(peers if peers is not None else peers_beside())
+    known = find_contestants(peers if peers is not None else peers_beside(), device)
     if list_:
         console().print("workloads: " + ", ".join(WORKLOADS))
         console().print("contestants: " + ", ".join(each.name for each in known))

@@ -1,0 +1,360 @@
+"""Operators for GPUs: sums of products and terms, and pairs of means, in one pass over memory.
+
+In: tensors of float32, bfloat16 or float16, of many rows of few channels. Out: what
+`symcompile_torch.operators` defines, computed by Triton, accumulated in float32.
+
+The one thing to know: importing this file makes them, for layers that are compiled and generated
+files that are imported afterwards. Nothing imports it by itself: no GPU has run them yet. They are
+tested by Triton's interpreter, and compiled for GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton import cdiv
+
+from symcompile_torch import tiles
+from symcompile_torch.operators import (
+    OPERATORS,
+    check_back,
+    check_back_from,
+    check_outer,
+    check_sum,
+    held,
+    linear_sum_shape,
+    orders_of,
+    spread_shape,
+    sums_shape,
+)
+from symcompile_torch.registry import implement
+
+__all__ = ["COMPUTES"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_LEAST = 16
+"""Rows, columns and depth of the smallest product of tensor cores."""
+
+_ENTRIES = 2**13
+"""Entries of a tile of what is summed."""
+
+_WIDEST = 128
+"""Channels in and out beyond which libraries multiply: a product is bound by arithmetic then."""
+
+
+def _check_dtype(*tensors: Tensor) -> None:
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) > 1 or not dtypes <= {*_DTYPES}:
+        raise ValueError(
+            f"found {sorted(map(str, dtypes))}, expected one of float32, bfloat16 and float16"
+        )
+
+
+def _power(size: int) -> int:
+    """The least power of two that is no less."""
+    return 1 << (size - 1).bit_length()
+
+
+def _padded(width: int) -> int:
+    return max(_power(width), _LEAST)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type == "cpu":  # Triton's interpreter
+        return 2
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
+
+
+def _precision(x: Tensor) -> str:
+    """How float32 is multiplied: on tensor cores, in three products of TF32 unless one will do."""
+    if torch.version.hip is not None or (
+        x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0)
+    ):
+        return "ieee"
+    told = torch.backends.cuda.matmul
+    # PyTorch before 2.9 knows one name only, later versions refuse it where the other was used.
+    tf32 = told.fp32_precision == "tf32" if hasattr(told, "fp32_precision") else told.allow_tf32
+    return "tf32" if tf32 else "tf32x3"
+
+
+def _launch(kernel: Any, programs: int, like: Tensor, *args: Any, **known: Any) -> None:
+    with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
+        kernel[(programs,)](*args, **known, enable_fp_fusion=True)
+
+
+# -- how tensors lie ------------------------------------------------------------------------
+
+
+def _joined(x: Tensor, rows: int) -> Tensor:
+    """With one axis of channels, side by side."""
+    x = x.reshape(*x.shape[:rows], prod(x.shape[rows:]))
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+def _merged(
+    sizes: Sequence[int], steps: Sequence[Sequence[int]]
+) -> tuple[list[int], list[tuple[int, ...]]]:
+    """Axes without those of size one, neighbours merged where every tensor goes on in equal steps;
+    at least two axes.
+
+    >>> _merged((5, 2, 1, 3), [(6, 3, 3, 1), (3, 0, 0, 1)])
+    ([5, 2, 3], [(6, 3, 1), (3, 0, 1)])
+    >>> _merged((5, 2, 3), [(6, 3, 1)])
+    ([1, 30], [(0, 1)])
+    """
+    kept: list[int] = []
+    along: list[list[int]] = []
+    for axis, size in enumerate(sizes):
+        if size == 1:
+            continue
+        here = [step[axis] for step in steps]
+        if along and [step * size for step in here] == along[-1]:
+            kept[-1] *= size
+            along[-1] = here
+        else:
+            kept.append(size)
+            along.append(here)
+    missing = max(2 - len(kept), 0)
+    kept = [1] * missing + kept
+    along = [[0] * len(steps)] * missing + along
+    return kept, [*zip(*along, strict=True)]
+
+
+def _is_wide(sizes: Sequence[int], steps: Sequence[Sequence[int]], width: int) -> bool:
+    """Whether places within rows and columns need more than 32 bits."""
+    return any(
+        sum((size - 1) * abs(step) for size, step in zip(sizes[-2:], one[-2:], strict=True)) + width
+        >= 2**31
+        for one in steps
+    )
+
+
+def _shape_of_tile(rows: int, cols: int, entries: int) -> tuple[int, int]:
+    """Rows and columns of a tile of so many: of both if it can be, as terms repeat along either."""
+    high = min(8, _power(rows))
+    wide = max(min(entries // high, _power(cols)), 1)
+    return min(max(entries // wide, 1), max(_power(rows), _LEAST // wide)), wide
+
+
+def _rows_of(bytes: int, row: int, most: int) -> int:
+    """Rows of a tile, a power of two, which take so many bytes."""
+    return min(max(_power(bytes // row + 1) // 2, _LEAST), most)
+
+
+# -- sums of products -----------------------------------------------------------------------
+
+
+def _linear_sum(
+    x: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    sources: Sequence[int],
+    orders: Sequence[int],
+    terms: Sequence[Tensor],
+) -> Tensor:
+    axes = len(orders) // len(sources)
+    views = [
+        _joined(x[source].permute(*order, *range(axes, x[source].dim())), axes)
+        for source, order in zip(sources, orders_of(axes, orders), strict=True)
+    ]
+    y = linear_sum_shape(x, weights, sources, orders, terms)
+    _check_dtype(*views, *weights)
+    _fill(y, views, weights, terms)
+    return y
+
+
+def _fill(
+    y: Tensor, x: Sequence[Tensor], weights: Sequence[Tensor], terms: Sequence[Tensor]
+) -> None:
+    """Write the sum of `x[i] @ weights[i]` and of terms into y."""
+    check_sum(y.shape, x, weights, terms)
+    axes, width = y.dim() - 1, y.shape[-1]
+    spread = [term.expand(y.shape) for term in terms]
+    spread = [term if term.stride(-1) == 1 or width == 1 else term.contiguous() for term in spread]
+    if y.numel() == 0:
+        return
+    depths = tuple(view.shape[-1] for view in x)
+    if max(width, *depths, 0) > _WIDEST:
+        products = [view @ weight for view, weight in zip(x, weights, strict=True)]
+        for place, part in enumerate([*products, *spread]):
+            y.add_(part) if place else y.copy_(part)
+        return
+    tensors = [y, *x, *spread]
+    sizes, steps = _merged(y.shape[:-1], [tensor.stride()[:axes] for tensor in tensors])
+    *outer, rows, cols = sizes
+    padded = _padded(width)
+    each = y.element_size()
+    deepest = _padded(max(depths, default=_LEAST))
+    chunk = min(deepest, 128 // each)
+    high, wide = _shape_of_tile(rows, cols, _rows_of(2**13, max(padded, chunk) * each, 128))
+    _launch(
+        tiles.linear_sum,
+        prod(outer) * cdiv(rows, high) * cdiv(cols, wide),
+        y,
+        y,
+        (*x,),
+        tuple(weight.contiguous() for weight in weights),
+        (*spread,),
+        steps[0],
+        (*steps[1 : 1 + len(x)],),
+        (*steps[1 + len(x) :],),
+        (*outer,),
+        rows,
+        cols,
+        width,
+        depths,
+        DEPTH=deepest,
+        WIDTH=padded,
+        CHUNK=chunk,
+        ROWS=high,
+        COLS=wide,
+        WIDE=_is_wide(sizes, steps, max(width, *depths, 0)),
+        PRECISION=_precision(y),
+        num_warps=4 if padded < 128 else 8,
+    )
+
+
+def _spread(first: Tensor, second: Tensor, axis: int) -> Tensor:
+    y = spread_shape(first, second, axis)
+    _fill(y, [], [], [first.unsqueeze(axis), second.unsqueeze(axis + 1)])
+    return y
+
+
+# -- sums over two axes ---------------------------------------------------------------------
+
+
+def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
+    _check_dtype(x)
+    first, second = sums_shape(x, axis, mean)
+    if x.numel() == 0:
+        how = torch.mean if mean else torch.sum
+        return how(x, axis, dtype=first.dtype), how(x, axis + 1, dtype=first.dtype)
+    before, (rows, cols) = x.shape[:axis].numel(), x.shape[axis : axis + 2]
+    width = x.shape[axis + 2 :].numel()
+    x = x.reshape(before, rows, cols, width)
+    x = x if x.stride(-1) == 1 or width == 1 else x.contiguous()
+    piece = min(_power(width), 512)
+    wide = min(_power(cols), max(_ENTRIES // 4 // piece, 1))
+    high = min(_power(rows), max(_ENTRIES // (wide * piece), 1))
+    across, pieces = cdiv(cols, wide), cdiv(width, piece)
+    # Parts of rows: so many programs that all multiprocessors have some.
+    parts = cdiv(4 * _multiprocessors(x.device), before * across * pieces)
+    count = cdiv(cdiv(rows, min(parts, cdiv(rows, high))), high) * high
+    down = cdiv(rows, count)
+    over_rows = x.new_empty((before, down, cols, width), dtype=first.dtype)
+    over_cols = x.new_empty((before, across, rows, width), dtype=first.dtype)
+    _launch(
+        tiles.two_sums,
+        before * down * across * pieces,
+        x,
+        over_rows,
+        over_cols,
+        x,
+        x.stride()[:3],
+        rows,
+        cols,
+        width,
+        count,
+        1 / rows if mean else 1.0,
+        1 / cols if mean else 1.0,
+        ROWS=high,
+        COLS=wide,
+        WIDTH=piece,
+        WIDE=_is_wide((rows, cols), [x.stride()[1:3]], width),
+        num_warps=8,
+    )
+    found = [part.sum(1) if part.shape[1] > 1 else part for part in (over_rows, over_cols)]
+    return found[0].view(first.shape), found[1].view(second.shape)
+
+
+def _sums_held(
+    x: Tensor, weight: Tensor, axis: int, mean: bool, channels: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    return *_sums(x, axis, mean), held(x, weight, channels)
+
+
+# -- outer products -------------------------------------------------------------------------
+
+
+def _outer(x: Tensor, order: Sequence[int], grad: Tensor) -> Tensor:
+    _check_dtype(x, grad)
+    axes = len(order)
+    x, grad = _joined(x.permute(*order, -1), axes), _joined(grad, axes)
+    check_outer(x, grad)
+    depth, width = x.shape[-1], grad.shape[-1]
+    if x.numel() == 0 or grad.numel() == 0:
+        return x.new_zeros((depth, width))
+    if max(depth, width) > _WIDEST:
+        return x.reshape(-1, depth).t() @ grad.reshape(-1, width)
+    sizes, steps = _merged(x.shape[:-1], [x.stride()[:axes], grad.stride()[:axes]])
+    *outer, rows, cols = sizes
+    row = (_padded(depth) + _padded(width)) * x.element_size()
+    high, wide = _shape_of_tile(rows, cols, _rows_of(2**14, row, 64))
+    count = prod(outer) * cdiv(rows, high) * cdiv(cols, wide)
+    each = cdiv(count, 4 * _multiprocessors(x.device))
+    programs = cdiv(count, each)
+    parts = x.new_empty((programs, depth, width), dtype=torch.float32)
+    _launch(
+        tiles.outer_product,
+        programs,
+        x,
+        parts,
+        x,
+        grad,
+        *steps,
+        (*outer,),
+        rows,
+        cols,
+        depth,
+        width,
+        count,
+        each,
+        DEPTH=_padded(depth),
+        WIDTH=_padded(width),
+        ROWS=high,
+        COLS=wide,
+        WIDE=_is_wide(sizes, steps, max(depth, width)),
+        PRECISION=_precision(x),
+        num_warps=4 if max(depth, width) <= 64 else 8,
+    )
+    return parts.sum(0).to(x.dtype)
+
+
+# -- all gradients at once ------------------------------------------------------------------
+
+
+def _back(grad: Tensor, x: Tensor, weight: Tensor, axis: int) -> tuple[Tensor, ...]:
+    check_back(grad, x, weight, axis)
+    order = list(range(grad.dim() - 1))
+    to_x = _linear_sum([grad], [weight.t()], [0], order, [])
+    return to_x, _outer(x, order, grad), *_sums(grad, axis, False)
+
+
+def _back_from(
+    grad: Tensor, x: Tensor, weight: Tensor, axis: int, first: Tensor, second: Tensor
+) -> tuple[Tensor, Tensor]:
+    check_back(grad, x, weight, axis)
+    check_back_from(x, axis, first, second)
+    order = list(range(grad.dim() - 1))
+    terms = [first.unsqueeze(axis), second.unsqueeze(axis + 1)]
+    return _linear_sum([grad], [weight.t()], [0], order, terms), _outer(x, order, grad)
+
+
+COMPUTES: Mapping[str, Callable[..., Any]] = {
+    "linear_sum": _linear_sum,
+    "sums": _sums,
+    "spread": _spread,
+    "outer": _outer,
+    "sums_held": _sums_held,
+    "back": _back,
+    "back_from": _back_from,
+}
+
+implement("CUDA", OPERATORS, COMPUTES)
