@@ -114,11 +114,12 @@ def test_permute_refuses_what_does_not_fit_its_spec():
         specs.mlp((7, 5, 3)),
         specs.mlp((7, 5, 3), permute_ends=True),
         specs.cnn(),
+        specs.cnn(permute_ends=True),
         specs.rnn(3, 4, 5),
         specs.rnn(3, 4, 5, permute_ends=True),
         specs.transformer(2),
     ],
-    ids=["mlp", "mlp-ends", "cnn", "rnn", "rnn-ends", "transformer"],
+    ids=["mlp", "mlp-ends", "cnn", "cnn-ends", "rnn", "rnn-ends", "transformer"],
 )
 def test_labels_and_sizes_agree_on_every_axis(network):
     zeros = jax.tree.map(lambda s: np.zeros((1, *s)), network.shapes, is_leaf=is_leaf)

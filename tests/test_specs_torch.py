@@ -134,6 +134,18 @@ def test_permuted_ends_go_with_the_inputs_and_outputs(options: dict[str, Any]) -
         sc.check_symmetry(function, floats(module), network.spec, x)
 
 
+@pytest.mark.parametrize("head", ["flatten", "pool"])
+def test_permuted_ends_of_a_cnn_are_the_channels_of_its_images(head: str) -> None:
+    options: dict[str, Any] = {"dim": 2, "pixels": 9, "head": head, "in_channels": 3}
+    network = specs.cnn((4, 5), permute_ends=True, layout="torch", **options)
+    module = nets.drawn(nets.cnn((4, 5), **options))
+    function, images = nets.call(module), inputs((3, 3, 3))
+    ends = {"in_spec": ("input", None, None), "out_spec": ("output",)}
+    assert sc.check_symmetry(function, floats(module), network.spec, images, **ends).conclusive
+    with pytest.raises(sc.CheckError, match=r"the label '(input|output)' alone changes y by"):
+        sc.check_symmetry(function, floats(module), network.spec, images)
+
+
 def relabelled(axis: Any, label: str) -> Any:
     """An axis, or a tuple of them, with another label in place of one."""
     if isinstance(axis, tuple):

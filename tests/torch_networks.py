@@ -39,10 +39,11 @@ def cnn(
     norm: str | None = None,
     hidden: Sequence[int] = (),
     bias: Sequence[bool] | None = None,
+    in_channels: int = 1,
 ) -> nn.Module:
     biased = iter(bias or [True] * (len(channels) + len(hidden) + 1))
     layers: list[nn.Module] = []
-    for inputs, outputs in pairwise([1, *channels]):
+    for inputs, outputs in pairwise([in_channels, *channels]):
         layers += [CONV[dim](inputs, outputs, taps, padding="same", bias=next(biased))]
         layers += [*norms(norm, outputs, dim), nn.GELU()]
     layers += [POOL[dim](1)] * (head == "pool") + [nn.Flatten()]

@@ -96,6 +96,7 @@ def check_backends(
         weights: NumPy arrays by name; default standard normal.
         sizes: by label; they are bound when compiling. Others are not bound, and 2 to 6 in turn.
         batch_shapes: batch axes to try.
+        seed: of inputs and weights.
         tolerance: largest difference allowed, relative to the largest output; default 1e-12 for
             float64 and 1e-5 for float32.
 

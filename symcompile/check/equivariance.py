@@ -130,6 +130,7 @@ def check_equivariance(
             turn.
         batch_shapes: batch axes to try.
         trials: how often each batch shape is tried.
+        seed: of inputs, weights and permutations.
         tolerance: largest error allowed, relative to the largest output; default what rounding
             explains in the dtype that comes back (1e-12 for float64, 1e-5 for float32).
         dtype: of inputs and drawn weights.

@@ -117,6 +117,7 @@ def check_symmetry(
         sizes: by label, for what the shapes of the parameters do not tell, such as the heads of an
             axis that is heads times their width.
         trials: how many permutations of all labels to draw; besides, each label is permuted alone.
+        seed: of permutations.
         tolerance: largest change allowed, relative to the largest output; default 1e-10 in float64,
             1e-4 in float32, and 16 units of rounding in half types.
 

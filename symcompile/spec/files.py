@@ -66,6 +66,12 @@ def load_spec(path_or_file: str | os.PathLike[str] | _Readable) -> PermSpec:
 
     Takes a path, or an open file that has a name. Raises `SpecError`, naming the file, when it
     cannot be read, has another suffix, or holds no valid spec.
+
+    >>> import io
+    >>> file = io.StringIO('{"kernel": ["in", "out"], "bias": ["out"]}')
+    >>> file.name = "dense.json"
+    >>> load_spec(file).to_python()
+    {'kernel': ('in', 'out'), 'bias': ('out',)}
     """
     if isinstance(path_or_file, str | os.PathLike):
         name = os.fspath(path_or_file)
@@ -128,6 +134,12 @@ def dump_spec(spec: object, path: str | os.PathLike[str]) -> None:
 
     Raises `SpecError` for another suffix or for int keys in JSON, `ExportError` when the file
     cannot be written; what stood there before then still does.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dump_spec({"kernel": (0, 1), "bias": (1,)}, f"{folder}/dense.yaml")
+    ...     load_spec(f"{folder}/dense.yaml").to_python()
+    {'kernel': (0, 1), 'bias': (1,)}
     """
     text = dumps_spec(spec, _format_of(os.fspath(path)))
     write_atomically(FilePath(path), text)

@@ -52,10 +52,24 @@ def transformer(
       stacked on one axis. Each head could permute its own; the label moves all alike.
     - "vocab": renaming tokens. "positions": renaming positions. The network is equivariant to
       these: it gives the renamed logits when the token ids and position ids are renamed with the
-      tables. A causal mask goes by order in the sequence, not by position id. They are fixed axes
-      without `permute_ends`.
+      tables. A causal mask goes by order in the sequence, not by position id.
 
-    Raises `ShapeError` unless `heads` divides `width`, `OptionError` for an unknown layout.
+    Args:
+        blocks: how many there are.
+        width: of the residual stream.
+        heads: of attention, in every block.
+        mlp_width: hidden neurons of every block.
+        vocab: number of tokens.
+        positions: number of positions.
+        permute_ends: label tokens and positions as above, instead of fixed axes.
+        layout: "flax" or "torch": whose names, and whose order of axes in kernels.
+
+    Returns:
+        the spec, and the shapes that bind its sizes.
+
+    Raises:
+        ShapeError: `heads` does not divide `width`.
+        OptionError: the layout is unknown.
 
     >>> transformer(2).spec["block1"]["attention"]["query"]["kernel"]
     ('embed', 'block1.heads', 'block1.qk')

@@ -50,6 +50,8 @@ def residual(
     "head_norm" (if there are norms) and "head".
 
     Args:
+        inputs, width, outputs: neurons, or channels, of the input, of the stream and of the output.
+        blocks: how many there are.
         hidden: neurons, or channels, inside a block; default `width`.
         dim: 0 for dense layers; 1, 2 or 3 for convolutions over that many axes, pooled over all
             positions before the head, which is dense. A "layer" norm is then nn.GroupNorm(1,
@@ -59,6 +61,10 @@ def residual(
             statistics.
         bias: of all layers.
         permute_ends: label inputs and outputs "input" and "output", instead of fixed axes.
+        layout: "flax" or "torch": whose names, and whose order of axes in kernels.
+
+    Returns:
+        the spec, and the shapes that bind its sizes.
 
     Raises:
         OptionError: an option that is not allowed.

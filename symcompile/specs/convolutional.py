@@ -21,6 +21,7 @@ from symcompile.specs.tensors import (
     Norm,
     Tensor,
     choose,
+    end,
     flags,
     kernel_taps,
     linear,
@@ -45,6 +46,7 @@ def cnn(
     head: Literal["flatten", "pool"] = "flatten",
     norm: Norm = None,
     bias: bool | Sequence[bool] = True,
+    permute_ends: bool = False,
     layout: Layout = "flax",
 ) -> Network:
     """Convolutions, then a flatten or a global pooling, then linear layers.
@@ -60,10 +62,18 @@ def cnn(
         dim: number of spatial axes.
         taps: of every kernel, one number for all spatial axes or one for each.
         pixels: positions of the last feature map, over all spatial axes; read by "flatten" only.
+        in_channels: of the input.
         hidden: widths of hidden layers between the head and the classes.
+        classes: size of the output.
         head: what comes between the last convolution and the first linear layer.
         norm: after every convolution; a batch norm comes with its running statistics.
         bias: one for all layers, or one for each, convolutions first.
+        permute_ends: label channels of the input and classes "input" and "output", instead of
+            fixed axes.
+        layout: "flax" or "torch": whose names, and whose order of axes in kernels.
+
+    Returns:
+        the spec, and the shapes that bind its sizes.
 
     Raises:
         OptionError: no channels, or an option that is not allowed.
@@ -85,7 +95,7 @@ def cnn(
     choose("dim", dim, (1, 2, 3))
     sizes = kernel_taps("cnn", taps, dim)
     with_bias = flags("bias", bias, len(channels) + len(hidden) + 1)
-    convolved = [Dim(None, in_channels)]
+    convolved = [end("input", in_channels, permute_ends)]
     convolved += [Dim(f"channels{i}", count) for i, count in enumerate(channels)]
     apart = 2 if norm is None else 3  # entries of the Sequential from one convolution to the next
     tensors: list[Tensor] = []
@@ -101,7 +111,7 @@ def cnn(
         places = Dim(None, pixels)
         features = product(features, places) if layout == "torch" else product(places, features)
     dense = [features, *(Dim(f"hidden{i}", width) for i, width in enumerate(hidden))]
-    dense.append(Dim(None, classes))
+    dense.append(end("output", classes, permute_ends))
     start = apart * len(channels) + (1 if head == "flatten" else 2)
     for i, (inputs, outputs) in enumerate(pairwise(dense)):
         name = f"Dense_{i}" if layout == "flax" else str(start + 2 * i)

@@ -49,6 +49,10 @@ def mlp(
         bias: one for all linear layers, or one for each.
         norm: after every hidden linear layer; a batch norm comes with its running statistics.
         permute_ends: label inputs and outputs "input" and "output", instead of fixed axes.
+        layout: "flax" or "torch": whose names, and whose order of axes in kernels.
+
+    Returns:
+        the spec, and the shapes that bind its sizes.
 
     Raises:
         OptionError: fewer than two widths, or an option that is not allowed.

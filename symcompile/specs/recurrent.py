@@ -53,12 +53,18 @@ def rnn(
     "bias"} of an Elman cell; with more layers, "cell_0" and so on, each with a label of its own.
 
     Args:
+        inputs, hidden, outputs: numbers of neurons.
         kind: of the cells; "elman" is the plain one, state = tanh(inputs + state).
+        layers: of cells, one on top of the other.
         bias: of the cells; the readout has one in any case. flax's cells always have theirs.
         permute_ends: label inputs and outputs "input" and "output", instead of fixed axes.
+        layout: "flax" or "torch": whose names, and whose order of axes in kernels.
+
+    Returns:
+        the spec, and the shapes that bind its sizes.
 
     Raises:
-        OptionError: an option that is not allowed.
+        OptionError: an option that is not allowed, or fewer than one layer.
 
     >>> rnn(8, 32, 10).spec["cell"]["state_kernel"]
     ('hidden', 'hidden')

@@ -33,11 +33,25 @@ def save_weights(weights: Any, path: str | Path) -> Path:
     Args:
         weights: a torch layer, or a dict of arrays by name (torch, JAX or NumPy), each of dtype
             float16, bfloat16, float32, float64 or complex64.
+        path: of the file; any suffix.
+
+    Returns:
+        the path, when all of it is written.
 
     Raises:
         ShapeError: `weights` is neither.
         ExportError: a dtype is not in the list (the format has no complex128), or the file cannot
             be written; what stood there still does.
+        BackendError: the library safetensors is not installed.
+
+    >>> import tempfile
+    >>> import symcompile as sc
+    >>> layer = sc.compile({"w": (0, 0)}, in_channels=2, out_channels=3, backend="numpy")
+    >>> params = layer.init(0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     read = load_weights(save_weights(params, f"{folder}/layer.safetensors"))
+    >>> all((read[name] == value).all() for name, value in params.items())
+    True
     """
     try:
         from safetensors.numpy import save
@@ -67,7 +81,20 @@ def load_weights(path: str | Path, backend: str = "numpy") -> dict[str, Any]:
 
     Raises:
         ExportError: the file cannot be read or is no safetensors file of weights.
-        BackendError: the backend is unknown, or its framework rounds what the file holds.
+        BackendError: the backend is unknown or its framework not installed, or it rounds what the
+            file holds; or the library safetensors is not installed.
+
+    A layer of one backend goes on as one of another:
+
+    >>> import tempfile
+    >>> import symcompile as sc
+    >>> torch_layer = sc.compile((0, 0), in_channels=2, out_channels=3, backend="torch")
+    >>> numpy_layer = sc.compile((0, 0), in_channels=2, out_channels=3, backend="numpy")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     params = load_weights(save_weights(torch_layer, f"{folder}/layer.safetensors"))
+    >>> import numpy as np
+    >>> numpy_layer.apply(params, np.ones((5, 4, 4, 2), np.float32)).shape
+    (5, 4, 4, 3)
     """
     from symcompile.codegen import get_backend
 

@@ -27,7 +27,7 @@ def test_reference_and_planned_agree_on_numpy_and_torch(case: Case) -> None:
 
 
 # One plan a case: most of the time goes to XLA, which compiles every example anew.
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(cases(max_weights=600, max_entries=1_500))
 def test_jax_agrees_with_numpy(case: Case) -> None:
     pytest.importorskip("jax")
@@ -75,7 +75,7 @@ def test_a_batch_is_single_calls_stacked(case: Case) -> None:
             )
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(cases())
 def test_weights_have_the_same_names_and_shapes_under_every_plan(case: Case) -> None:
     shapes = [

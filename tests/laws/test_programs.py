@@ -61,7 +61,7 @@ def every_basis_element_once(compiled: Compiled) -> Counter[Term]:
     return terms
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(cases())
 def test_every_stage_sums_every_basis_element_once(case: Case) -> None:
     compiled = compile_spec(case.spec, case.out_spec, **case.options)
@@ -128,7 +128,7 @@ def test_compiling_twice_gives_the_same_bytes(case: Case) -> None:
         assert get_backend(backend).emit(first) == get_backend(backend).emit(second)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(cases())
 def test_the_order_of_dict_keys_does_not_reach_the_program(case: Case) -> None:
     def reversed_keys(tree: object) -> object:
