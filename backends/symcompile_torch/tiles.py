@@ -142,14 +142,16 @@ def two_sums(
     count,
     over_rows,
     over_cols,
+    down,
+    across,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     WIDTH: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Of x (outer, rows, cols, width): first (outer, p, cols, width) = sums over `count` rows each,
-    second (outer, q, rows, width) = sums over COLS columns each; times two factors."""
-    pieces, across, down = tl.cdiv(width, WIDTH), tl.cdiv(cols, COLS), tl.cdiv(rows, count)
+    """Of x (outer, rows, cols, width): first (outer, down, cols, width) = sums over `count` rows
+    each, second (outer, across, rows, width) = sums over COLS columns each; times two factors."""
+    pieces = tl.cdiv(width, WIDTH)
     left = tl.program_id(0)
     channel = left % pieces * WIDTH + tl.arange(0, WIDTH)
     left = left // pieces

@@ -11,9 +11,9 @@ tested by Triton's interpreter, and compiled for GPUs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,17 +85,39 @@ def _precision(x: Tensor) -> str:
     return "tf32" if tf32 else "tf32x3"
 
 
-def _launch(kernel: Any, programs: int, like: Tensor, *args: Any, **known: Any) -> None:
-    with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
-        kernel[(programs,)](*args, **known, enable_fp_fusion=True)
+class _Plan(NamedTuple):
+    """How a kernel goes about tensors that lie so: worked out once, as that takes as long as
+    launching it.
+
+    Attributes:
+        programs: how many of them run.
+        sizes: arguments after the tensors.
+        known: arguments by name, those in capitals known when programs are compiled.
+    """
+
+    programs: int
+    sizes: tuple[Any, ...]
+    known: Mapping[str, Any]
+
+
+def _launch(kernel: Any, plan: _Plan, *tensors: Any, **known: Any) -> None:
+    """Run a kernel on the device of its first tensor."""
+    with torch.cuda.device_of(tensors[0]):  # type: ignore[no-untyped-call]
+        kernel[(plan.programs,)](
+            *tensors, *plan.sizes, **plan.known, **known, enable_fp_fusion=True
+        )
 
 
 # -- how tensors lie ------------------------------------------------------------------------
 
 
-def _joined(x: Tensor, rows: int) -> Tensor:
-    """With one axis of channels, side by side."""
-    x = x.reshape(*x.shape[:rows], prod(x.shape[rows:]))
+def _in_rows(x: Tensor, order: Sequence[int]) -> Tensor:
+    """With the axes of rows in order, and one axis of channels, side by side."""
+    rows = len(order)
+    if list(order) != list(range(rows)):
+        x = x.permute(*order, *range(rows, x.dim()))
+    if x.dim() > rows + 1:
+        x = x.reshape(*x.shape[:rows], prod(x.shape[rows:]))
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
@@ -161,7 +183,7 @@ def _linear_sum(
 ) -> Tensor:
     axes = len(orders) // len(sources)
     views = [
-        _joined(x[source].permute(*order, *range(axes, x[source].dim())), axes)
+        _in_rows(x[source], order)
         for source, order in zip(sources, orders_of(axes, orders), strict=True)
     ]
     y = linear_sum_shape(x, weights, sources, orders, terms)
@@ -186,38 +208,56 @@ def _fill(
         for place, part in enumerate([*products, *spread]):
             y.add_(part) if place else y.copy_(part)
         return
-    tensors = [y, *x, *spread]
-    sizes, steps = _merged(y.shape[:-1], [tensor.stride()[:axes] for tensor in tensors])
-    *outer, rows, cols = sizes
-    padded = _padded(width)
-    each = y.element_size()
-    deepest = _padded(max(depths, default=_LEAST))
-    chunk = min(deepest, 128 // each)
-    high, wide = _shape_of_tile(rows, cols, _rows_of(2**13, max(padded, chunk) * each, 128))
+    lies = tuple(tensor.stride()[:axes] for tensor in (y, *x, *spread))
     _launch(
         tiles.linear_sum,
-        prod(outer) * cdiv(rows, high) * cdiv(cols, wide),
-        y,
+        _plan_of_sum(y.shape, lies, depths, y.element_size()),
         y,
         (*x,),
         tuple(weight.contiguous() for weight in weights),
         (*spread,),
-        steps[0],
-        (*steps[1 : 1 + len(x)],),
-        (*steps[1 + len(x) :],),
-        (*outer,),
-        rows,
-        cols,
-        width,
-        depths,
-        DEPTH=deepest,
-        WIDTH=padded,
-        CHUNK=chunk,
-        ROWS=high,
-        COLS=wide,
-        WIDE=_is_wide(sizes, steps, max(width, *depths, 0)),
         PRECISION=_precision(y),
-        num_warps=4 if padded < 128 else 8,
+    )
+
+
+@lru_cache(4096)
+def _plan_of_sum(
+    shape: tuple[int, ...], lies: tuple[tuple[int, ...], ...], depths: tuple[int, ...], each: int
+) -> _Plan:
+    """Of `linear_sum`.
+
+    Args:
+        shape: of what is made.
+        lies: steps along its rows, of the result, of what is multiplied, and of terms.
+        depths: channels of what is multiplied.
+        each: bytes of an entry.
+    """
+    sizes, (y_steps, *steps) = _merged(shape[:-1], lies)
+    *outer, rows, cols = sizes
+    width, deepest = _padded(shape[-1]), _padded(max(depths, default=_LEAST))
+    chunk = min(deepest, 128 // each)
+    high, wide = _shape_of_tile(rows, cols, _rows_of(2**13, max(width, chunk) * each, 128))
+    return _Plan(
+        prod(outer) * cdiv(rows, high) * cdiv(cols, wide),
+        (
+            y_steps,
+            (*steps[: len(depths)],),
+            (*steps[len(depths) :],),
+            (*outer,),
+            rows,
+            cols,
+            shape[-1],
+            depths,
+        ),
+        {
+            "DEPTH": deepest,
+            "WIDTH": width,
+            "CHUNK": chunk,
+            "ROWS": high,
+            "COLS": wide,
+            "WIDE": _is_wide(sizes, [y_steps, *steps], max(shape[-1], *depths, 0)),
+            "num_warps": 4 if width < 128 else 8,
+        },
     )
 
 
@@ -240,38 +280,47 @@ def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
     width = x.shape[axis + 2 :].numel()
     x = x.reshape(before, rows, cols, width)
     x = x if x.stride(-1) == 1 or width == 1 else x.contiguous()
+    plan = _plan_of_sums(x.shape, x.stride(), mean, _multiprocessors(x.device))
+    across, down = plan.known["across"], plan.known["down"]
+    over_rows = x.new_empty((before, down, cols, width), dtype=first.dtype)
+    over_cols = x.new_empty((before, across, rows, width), dtype=first.dtype)
+    _launch(tiles.two_sums, plan, over_rows, over_cols, x)
+    found = [part.sum(1) if part.shape[1] > 1 else part for part in (over_rows, over_cols)]
+    return found[0].view(first.shape), found[1].view(second.shape)
+
+
+@lru_cache(4096)
+def _plan_of_sums(
+    shape: tuple[int, ...], steps: tuple[int, ...], mean: bool, processors: int
+) -> _Plan:
+    """Of `two_sums`.
+
+    Args:
+        shape, steps: of what is summed: axes before both, both, and what follows.
+    """
+    before, rows, cols, width = shape
     piece = min(_power(width), 512)
     wide = min(_power(cols), max(_ENTRIES // 4 // piece, 1))
     high = min(_power(rows), max(_ENTRIES // (wide * piece), 1))
     across, pieces = cdiv(cols, wide), cdiv(width, piece)
     # Parts of rows: so many programs that all multiprocessors have some.
-    parts = cdiv(4 * _multiprocessors(x.device), before * across * pieces)
+    parts = cdiv(4 * processors, before * across * pieces)
     count = cdiv(cdiv(rows, min(parts, cdiv(rows, high))), high) * high
     down = cdiv(rows, count)
-    over_rows = x.new_empty((before, down, cols, width), dtype=first.dtype)
-    over_cols = x.new_empty((before, across, rows, width), dtype=first.dtype)
-    _launch(
-        tiles.two_sums,
+    scales = (1 / rows, 1 / cols) if mean else (1.0, 1.0)
+    return _Plan(
         before * down * across * pieces,
-        x,
-        over_rows,
-        over_cols,
-        x,
-        x.stride()[:3],
-        rows,
-        cols,
-        width,
-        count,
-        1 / rows if mean else 1.0,
-        1 / cols if mean else 1.0,
-        ROWS=high,
-        COLS=wide,
-        WIDTH=piece,
-        WIDE=_is_wide((rows, cols), [x.stride()[1:3]], width),
-        num_warps=8,
+        (steps[:3], rows, cols, width, count, *scales),
+        {
+            "down": down,
+            "across": across,
+            "ROWS": high,
+            "COLS": wide,
+            "WIDTH": piece,
+            "WIDE": _is_wide((rows, cols), [steps[1:3]], width),
+            "num_warps": 8,
+        },
     )
-    found = [part.sum(1) if part.shape[1] > 1 else part for part in (over_rows, over_cols)]
-    return found[0].view(first.shape), found[1].view(second.shape)
 
 
 def _sums_held(
@@ -286,45 +335,54 @@ def _sums_held(
 def _outer(x: Tensor, order: Sequence[int], grad: Tensor) -> Tensor:
     _check_dtype(x, grad)
     axes = len(order)
-    x, grad = _joined(x.permute(*order, -1), axes), _joined(grad, axes)
+    x, grad = _in_rows(x, order), _in_rows(grad, range(axes))
     check_outer(x, grad)
     depth, width = x.shape[-1], grad.shape[-1]
     if x.numel() == 0 or grad.numel() == 0:
         return x.new_zeros((depth, width))
     if max(depth, width) > _WIDEST:
         return x.reshape(-1, depth).t() @ grad.reshape(-1, width)
-    sizes, steps = _merged(x.shape[:-1], [x.stride()[:axes], grad.stride()[:axes]])
-    *outer, rows, cols = sizes
-    row = (_padded(depth) + _padded(width)) * x.element_size()
-    high, wide = _shape_of_tile(rows, cols, _rows_of(2**14, row, 64))
-    count = prod(outer) * cdiv(rows, high) * cdiv(cols, wide)
-    each = cdiv(count, 4 * _multiprocessors(x.device))
-    programs = cdiv(count, each)
-    parts = x.new_empty((programs, depth, width), dtype=torch.float32)
-    _launch(
-        tiles.outer_product,
-        programs,
-        x,
-        parts,
-        x,
-        grad,
-        *steps,
-        (*outer,),
-        rows,
-        cols,
-        depth,
-        width,
-        count,
-        each,
-        DEPTH=_padded(depth),
-        WIDTH=_padded(width),
-        ROWS=high,
-        COLS=wide,
-        WIDE=_is_wide(sizes, steps, max(depth, width)),
-        PRECISION=_precision(x),
-        num_warps=4 if max(depth, width) <= 64 else 8,
-    )
+    lies = x.stride()[:axes], grad.stride()[:axes]
+    processors = _multiprocessors(x.device)
+    plan = _plan_of_outer(x.shape[:axes], lies, (depth, width), x.element_size(), processors)
+    parts = x.new_empty((plan.programs, depth, width), dtype=torch.float32)
+    _launch(tiles.outer_product, plan, parts, x, grad, PRECISION=_precision(x))
     return parts.sum(0).to(x.dtype)
+
+
+@lru_cache(4096)
+def _plan_of_outer(
+    shape: tuple[int, ...],
+    lies: tuple[tuple[int, ...], ...],
+    widths: tuple[int, int],
+    each: int,
+    processors: int,
+) -> _Plan:
+    """Of `outer_product`.
+
+    Args:
+        shape, lies: axes of rows, and steps along them.
+        widths: channels of both sides.
+        each: bytes of an entry.
+    """
+    sizes, steps = _merged(shape, lies)
+    *outer, rows, cols = sizes
+    depth, width = map(_padded, widths)
+    high, wide = _shape_of_tile(rows, cols, _rows_of(2**14, (depth + width) * each, 64))
+    count = prod(outer) * cdiv(rows, high) * cdiv(cols, wide)
+    some = cdiv(count, 4 * processors)
+    return _Plan(
+        cdiv(count, some),
+        (*steps, (*outer,), rows, cols, *widths, count, some),
+        {
+            "DEPTH": depth,
+            "WIDTH": width,
+            "ROWS": high,
+            "COLS": wide,
+            "WIDE": _is_wide(sizes, steps, max(widths)),
+            "num_warps": 4 if max(widths) <= 64 else 8,
+        },
+    )
 
 
 # -- all gradients at once ------------------------------------------------------------------
