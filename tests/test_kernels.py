@@ -559,6 +559,15 @@ def test_what_kernels_cannot_do_is_done_without(monkeypatch) -> None:  # type: i
     assert not called
 
 
+def test_a_program_exported_at_a_small_size_serves_one_large_enough_for_kernels() -> None:
+    layer = sc.compile({"w": (0, 1)}, in_channels=16, out_channels=16, backend="torch")
+    dims = {"w": {axis: torch.export.Dim(f"n{axis}", min=2) for axis in range(3)}}
+    small, large = torch.randn(2, 6, 5, 16), torch.randn(3, 200, 90, 16)
+    exported = torch.export.export(layer, ({"w": small},), dynamic_shapes=({**dims},))
+    found = exported.module()({"w": large})["w"]
+    close(found, layer.double()({"w": large.double()})["w"].detach(), 1e-5)
+
+
 def test_the_file_alone_runs_without_kernels(tmp_path: Path) -> None:
     """And with them where the package was imported before."""
     layer, inputs = a_layer("rnn")

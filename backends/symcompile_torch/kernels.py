@@ -160,9 +160,10 @@ def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _spread(first: Tensor, second: Tensor, axis: int) -> Tensor:
+def _spread(first: Tensor, second: Tensor, axis: int, dtype: torch.dtype | None = None) -> Tensor:
     """What `sums` is the transpose of: the sum of both, repeated along the axes they lack."""
-    y = spread_shape(first, second, axis)
+    y = spread_shape(first, second, axis, dtype)
+    check_dtype(y)
     _fill(y, [], [], [first.unsqueeze(axis), second.unsqueeze(axis + 1)])
     return y
 

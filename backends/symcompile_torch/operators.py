@@ -109,7 +109,7 @@ def _linear_sum_back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     pair = _pair(grad, ctx.terms, to_terms)
     usual = ctx.orders == [list(range(grad.dim() - 1))] and to_x[0] and to_weights[0]
     if usual and pair and not torch.is_grad_enabled():
-        # One product, its axes as they are, not to be differentiated again: read everything once.
+        # One product, its axes as they are, not to be differentiated again: all at once.
         axis, first, second = pair
         found = ops.back(grad, _joined(x[0], grad.dim() - 1), weights[0], axis)
         made = {first: found[2], second: found[3]}
@@ -186,6 +186,7 @@ def sums_shape(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
 
 def _sums_keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, ctx.axis, ctx.mean = inputs
+    ctx.dtype = x.dtype
     ctx.sizes = x.shape[ctx.axis : ctx.axis + 2]
 
 
@@ -195,19 +196,22 @@ def _sums_back(ctx: Any, first: Tensor, second: Tensor) -> tuple[Tensor, None, N
         first, second = first / rows, second / count
     if torch.compiler.is_compiling():  # it adds them to what else the gradient is made of
         return first.unsqueeze(ctx.axis) + second.unsqueeze(ctx.axis + 1), None, None
-    return torch.ops.symcompile.spread(first, second, ctx.axis), None, None
+    return torch.ops.symcompile.spread(first, second, ctx.axis, ctx.dtype), None, None
 
 
-def spread_shape(first: Tensor, second: Tensor, axis: int) -> Tensor:
-    return first.new_empty((*second.shape[: axis + 1], *first.shape[axis:]))
+def spread_shape(
+    first: Tensor, second: Tensor, axis: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    shape = (*second.shape[: axis + 1], *first.shape[axis:])
+    return first.new_empty(shape, dtype=dtype or first.dtype)
 
 
 def _spread_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.axis = inputs[2]
 
 
-def _spread_back(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-    return (*torch.ops.symcompile.sums(grad, ctx.axis, False), None)
+def _spread_back(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    return (*torch.ops.symcompile.sums(grad, ctx.axis, False), None, None)
 
 
 def held(x: Tensor, weight: Tensor, channels: int) -> Tensor:
@@ -222,7 +226,7 @@ def _sums_held_shape(
 
 def _sums_held_keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weight, ctx.axis, ctx.mean, *_ = inputs
-    ctx.shape = x.shape
+    ctx.shape, ctx.dtype = x.shape, x.dtype
     ctx.save_for_backward(x, weight)
     ctx.set_materialize_grads(False)
 
@@ -239,7 +243,8 @@ def _sums_held_back(
         _of_sum(one, ctx.shape, axis + k, ctx.mean, like) for k, one in enumerate((first, second))
     )
     if grad is None:
-        return ops.spread(first, second, axis) if to_x else None, None, None, None, None
+        alone = ops.spread(first, second, axis, ctx.dtype) if to_x else None
+        return alone, None, None, None, None
     x, weight = ctx.saved_tensors  # not before they are needed: they may have changed
     rows = grad.dim() - 1
     x, first, second = _joined(x, rows), _joined(first, rows - 1), _joined(second, rows - 1)
@@ -351,7 +356,7 @@ OPERATORS: tuple[Operator, ...] = (
         (sums_shape, _sums_back, _sums_keep),
     ),
     (
-        "spread(Tensor first, Tensor second, int axis) -> Tensor",
+        "spread(Tensor first, Tensor second, int axis, ScalarType? dtype=None) -> Tensor",
         (spread_shape, _spread_back, _spread_keep),
     ),
     (

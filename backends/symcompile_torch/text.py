@@ -569,9 +569,10 @@ def _fits(products, terms, channels=1):
     values = [value for parts, weight, *_ in products for value in (*parts, weight)]
     count = sum(len(parts) for parts, *_ in products)
     deep = sum(weight.shape[0] for _, weight, *_ in products)
+    most = max(max(weight.shape) for _, weight, *_ in products)
     return (
         max(count, len(terms), x.dim() - channels + 1) <= 8
-        and max(deep, 2 * weight.shape[1]) <= (512 if x.device.type == "cpu" else 256)
+        and (max(deep, 2 * weight.shape[1]) <= 512 if x.device.type == "cpu" else most <= 128)
         and all(_fill_vectors(value.shape[-1]) for value in values)
         and _has_kernels(x, entries)
         and all(value.dtype is x.dtype for value in (*values, *terms))
@@ -609,13 +610,15 @@ _TRITON = _are_made("CUDA")  # by symcompile_torch.triton
 
 def _has_kernels(x, entries):
     """Whether an operator takes `x`, which makes so many entries, and is the quickest."""
-    if x.device.type == "cpu":
-        known = _KERNELS and x.dtype is torch.float32 and entries >= 2**17
-    else:
-        known = _TRITON and x.is_cuda and x.dtype in _TRITON_DTYPES and entries >= 2**20
+    if not (_KERNELS if x.device.type == "cpu" else _TRITON and x.is_cuda):
+        return False
     # An exported program serves any size, and runs without them; they have no derivative forward.
     forward = getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
-    return known and not (_exporting() or forward or _in_transform())
+    if _exporting() or forward or _in_transform():
+        return False
+    if x.device.type == "cpu":
+        return x.dtype is torch.float32 and entries >= 2**17
+    return x.dtype in _TRITON_DTYPES and entries >= 2**22
 
 
 _TRITON_DTYPES = torch.float32, torch.bfloat16, torch.float16

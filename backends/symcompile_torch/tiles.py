@@ -136,6 +136,7 @@ def two_sums(
     second,
     x,
     steps,
+    outer,
     rows,
     cols,
     width,
@@ -156,13 +157,14 @@ def two_sums(
     channel = left % pieces * WIDTH + tl.arange(0, WIDTH)
     left = left // pieces
     block, left = left % across, left // across
-    part, left = left % down, (left // down).to(tl.int64)
+    part, left = left % down, left // down
+    x += _start(left, outer, steps)
+    left = left.to(tl.int64)
     col = block * COLS + tl.arange(0, COLS)
     known, there = channel < width, col < cols
     if WIDE:
         col = col.to(tl.int64)
     total = tl.zeros((COLS, WIDTH), tl.float32)
-    x += left * steps[0]
     second += (left * across + block) * rows * width
     for start in range(part * count, min(part * count + count, rows), ROWS):
         row = start + tl.arange(0, ROWS)
@@ -171,8 +173,8 @@ def two_sums(
             row = row.to(tl.int64)
         tile = tl.load(
             x
-            + row[:, None, None] * steps[1]
-            + col[None, :, None] * steps[2]
+            + row[:, None, None] * steps[len(outer)]
+            + col[None, :, None] * steps[len(outer) + 1]
             + channel[None, None, :],
             inside[:, None, None] & there[None, :, None] & known[None, None, :],
             0.0,

@@ -3,9 +3,9 @@
 In: tensors of float32, bfloat16 or float16, of many rows of few channels. Out: what
 `symcompile_torch.operators` defines, computed by Triton, accumulated in float32.
 
-The one thing to know: importing this file makes them, for layers that are compiled and generated
-files that are imported afterwards. Nothing imports it by itself: no GPU has run them yet. They are
-tested by Triton's interpreter, and compiled for GPUs.
+The one thing to know: importing this file makes them, and generated modules look for them when they
+are imported themselves. Nothing imports it by itself: no GPU has run them yet. They are tested by
+Triton's interpreter, and compiled for GPUs.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton import __version__ as installed
 from triton import cdiv
 
 from symcompile_torch import tiles
+from symcompile_torch.native import first_in_line
 from symcompile_torch.operators import (
     OPERATORS,
     check_back,
@@ -35,6 +37,9 @@ from symcompile_torch.operators import (
 from symcompile_torch.registry import implement
 
 __all__ = ["COMPUTES"]
+
+if tuple(int(part) for part in installed.split(".")[:2]) < (3, 4):
+    raise ImportError(f"found Triton {installed}, expected 3.4 or later; PyTorch 2.8 brings it")
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -103,6 +108,7 @@ class _Plan(NamedTuple):
 def _launch(kernel: Any, plan: _Plan, *tensors: Any, **known: Any) -> None:
     """Run a kernel on the device of its first tensor."""
     with torch.cuda.device_of(tensors[0]):  # type: ignore[no-untyped-call]
+        # Triton 3.9 warns where it is not told whether to fuse multiplications and additions.
         kernel[(plan.programs,)](
             *tensors, *plan.sizes, **plan.known, **known, enable_fp_fusion=True
         )
@@ -166,9 +172,9 @@ def _shape_of_tile(rows: int, cols: int, entries: int) -> tuple[int, int]:
     return min(max(entries // wide, 1), max(_power(rows), _LEAST // wide)), wide
 
 
-def _rows_of(bytes: int, row: int, most: int) -> int:
-    """Rows of a tile, a power of two, which take so many bytes."""
-    return min(max(_power(bytes // row + 1) // 2, _LEAST), most)
+def _rows_of(bytes: int, row: int, least: int, most: int) -> int:
+    """Rows of a tile, a power of two, which take so many bytes, within limits."""
+    return min(max(_power(bytes // row + 1) // 2, least), most)
 
 
 # -- sums of products -----------------------------------------------------------------------
@@ -204,9 +210,10 @@ def _fill(
         return
     depths = tuple(view.shape[-1] for view in x)
     if max(width, *depths, 0) > _WIDEST:
-        products = [view @ weight for view, weight in zip(x, weights, strict=True)]
-        for place, part in enumerate([*products, *spread]):
-            y.add_(part) if place else y.copy_(part)
+        parts = [view @ weight for view, weight in zip(x[1:], weights[1:], strict=True)] + spread
+        torch.matmul(x[0], weights[0], out=y) if x else y.zero_()
+        for part in parts:
+            y += part
         return
     lies = tuple(tensor.stride()[:axes] for tensor in (y, *x, *spread))
     _launch(
@@ -236,7 +243,7 @@ def _plan_of_sum(
     *outer, rows, cols = sizes
     width, deepest = _padded(shape[-1]), _padded(max(depths, default=_LEAST))
     chunk = min(deepest, 128 // each)
-    high, wide = _shape_of_tile(rows, cols, _rows_of(2**13, max(width, chunk) * each, 128))
+    high, wide = _shape_of_tile(rows, cols, _rows_of(2**13, max(width, chunk) * each, 64, 128))
     return _Plan(
         prod(outer) * cdiv(rows, high) * cdiv(cols, wide),
         (
@@ -261,8 +268,8 @@ def _plan_of_sum(
     )
 
 
-def _spread(first: Tensor, second: Tensor, axis: int) -> Tensor:
-    y = spread_shape(first, second, axis)
+def _spread(first: Tensor, second: Tensor, axis: int, dtype: torch.dtype | None = None) -> Tensor:
+    y = spread_shape(first, second, axis, dtype)
     _fill(y, [], [], [first.unsqueeze(axis), second.unsqueeze(axis + 1)])
     return y
 
@@ -276,11 +283,18 @@ def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
     if x.numel() == 0:
         how = torch.mean if mean else torch.sum
         return how(x, axis, dtype=first.dtype), how(x, axis + 1, dtype=first.dtype)
+    last = max(first_in_line(x), axis + 2)
+    if axis + 2 < last < x.dim():
+        # What follows both axes has to lie side by side: of that, what does not is moved before.
+        between = [*range(axis + 2, last)]
+        moved = x.permute(*range(axis), *between, axis, axis + 1, *range(last, x.dim()))
+        one, other = (part.movedim(last - 2, axis) for part in _sums(moved, last - 2, mean))
+        return one.contiguous(), other.contiguous()
     before, (rows, cols) = x.shape[:axis].numel(), x.shape[axis : axis + 2]
     width = x.shape[axis + 2 :].numel()
-    x = x.reshape(before, rows, cols, width)
-    x = x if x.stride(-1) == 1 or width == 1 else x.contiguous()
-    plan = _plan_of_sums(x.shape, x.stride(), mean, _multiprocessors(x.device))
+    x = x if last == axis + 2 or width == 1 else x.contiguous()
+    lies = x.stride()[: axis + 2]
+    plan = _plan_of_sums(x.shape[: axis + 2], width, lies, mean, _multiprocessors(x.device))
     across, down = plan.known["across"], plan.known["down"]
     over_rows = x.new_empty((before, down, cols, width), dtype=first.dtype)
     over_cols = x.new_empty((before, across, rows, width), dtype=first.dtype)
@@ -291,15 +305,17 @@ def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
 
 @lru_cache(4096)
 def _plan_of_sums(
-    shape: tuple[int, ...], steps: tuple[int, ...], mean: bool, processors: int
+    shape: tuple[int, ...], width: int, steps: tuple[int, ...], mean: bool, processors: int
 ) -> _Plan:
     """Of `two_sums`.
 
     Args:
-        shape, steps: of what is summed: axes before both, both, and what follows.
+        shape, steps: the axes before both, and both, and the steps along them.
+        width: entries of all that follows.
     """
-    before, rows, cols, width = shape
-    piece = min(_power(width), 512)
+    *outer, rows, cols = shape
+    before = prod(outer)
+    piece = min(_power(width), 64)
     wide = min(_power(cols), max(_ENTRIES // 4 // piece, 1))
     high = min(_power(rows), max(_ENTRIES // (wide * piece), 1))
     across, pieces = cdiv(cols, wide), cdiv(width, piece)
@@ -310,14 +326,14 @@ def _plan_of_sums(
     scales = (1 / rows, 1 / cols) if mean else (1.0, 1.0)
     return _Plan(
         before * down * across * pieces,
-        (steps[:3], rows, cols, width, count, *scales),
+        (steps, tuple(outer), rows, cols, width, count, *scales),
         {
             "down": down,
             "across": across,
             "ROWS": high,
             "COLS": wide,
             "WIDTH": piece,
-            "WIDE": _is_wide((rows, cols), [steps[1:3]], width),
+            "WIDE": _is_wide((rows, cols), [steps], width),
             "num_warps": 8,
         },
     )
@@ -368,9 +384,11 @@ def _plan_of_outer(
     sizes, steps = _merged(shape, lies)
     *outer, rows, cols = sizes
     depth, width = map(_padded, widths)
-    high, wide = _shape_of_tile(rows, cols, _rows_of(2**14, (depth + width) * each, 64))
+    high, wide = _shape_of_tile(rows, cols, _rows_of(2**14, (depth + width) * each, _LEAST, 64))
     count = prod(outer) * cdiv(rows, high) * cdiv(cols, wide)
-    some = cdiv(count, 4 * processors)
+    # So many tiles that partial results are few beside what is read.
+    least = cdiv(4 * prod(widths), sum(widths) * high * wide)
+    some = max(cdiv(count, 4 * processors), least)
     return _Plan(
         cdiv(count, some),
         (*steps, (*outer,), rows, cols, *widths, count, some),

@@ -108,8 +108,8 @@ def build_ours(workload: Workload, setting: Setting, mode: str, optimize: str | 
 def _import_kernels() -> None:
     try:
         import symcompile_torch.triton  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise Unsuited("Triton is not installed") from error
+    except ImportError as error:
+        raise Unsuited("Triton is not installed, or is older than 3.4") from error
 
 
 def _numpy(forward: Any, watch: Stopwatch) -> Subject:

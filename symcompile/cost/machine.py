@@ -28,8 +28,8 @@ class Machine:
             clears pages before it hands them out takes about as long as writing them does; where
             memory is kept for the next array, as on GPUs, it is nothing.
         one_pass: whether a sum of products and other terms takes one pass over memory if it is of
-            float32, as it does with symcompile's kernels for CPU, and with those for GPUs that have
-            to be asked for; else one for every term.
+            float32, as it does with symcompile's kernels for CPU, and in half types too with those
+            for GPUs, which have to be asked for; else one for every term.
 
     Raises:
         OptionError: a figure is no number, or not positive (`launch` and `fresh` may be zero).
