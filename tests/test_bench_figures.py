@@ -22,7 +22,7 @@ from symcompile.bench.runner import Run
 from symcompile.bench.statistics import geometric_mean, ratio, summary
 from symcompile.bench.subject import Setting
 from symcompile.bench.workloads import own_workload
-from symcompile.cost import PRESETS
+from symcompile.cost import PRESETS, Machine
 from symcompile.errors import OptionError
 from tests.bench_cases import SETTING, TINY, results_of
 
@@ -240,24 +240,30 @@ def test_xla_states_what_a_call_on_a_gpu_takes() -> None:
     assert jax_subject(apply, (), SETTING, stages={}).weigh is None
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_layers_are_planned_for_the_device_that_they_run_on(
-    device: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("device", "mode", "one_pass"),
+    [("cpu", "torch", True), ("cuda", "torch", False), ("cuda", "torch.triton", True)],
+)
+def test_layers_are_planned_for_what_they_run_on(
+    device: str, mode: str, one_pass: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A GPU has no kernels for sums in one pass, and clears no page for a new array."""
+    """A GPU has kernels for sums in one pass if asked for, and clears no page for a new array."""
+    machines: list[str | Machine] = []
 
     class Planned(Exception):
         pass
 
-    def compile_spec(*_: Any, machine: str, **__: Any) -> None:
-        raise Planned(machine)
+    def compile_spec(*_: Any, machine: str | Machine, **__: Any) -> None:
+        machines.append(machine)
+        raise Planned
 
     monkeypatch.setattr(ours, "compile_spec", compile_spec)
+    monkeypatch.setattr(ours, "_import_kernels", lambda: None)
     monkeypatch.setattr(torch_subject, "prepare", lambda setting: None)
-    with pytest.raises(Planned) as planned:
-        ours.build_ours(TINY, replace(SETTING, device=device), "torch", "auto")
-    machine = PRESETS[str(planned.value)]
-    assert (machine.one_pass, machine.fresh > 0) == (device == "cpu", device == "cpu")
+    with pytest.raises(Planned):
+        ours.build_ours(TINY, replace(SETTING, device=device), mode, "auto")
+    machine = PRESETS[machines[0]] if isinstance(machines[0], str) else machines[0]
+    assert (machine.one_pass, machine.fresh > 0) == (one_pass, device == "cpu")
 
 
 @pytest.mark.parametrize(
