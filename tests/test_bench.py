@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -136,10 +137,17 @@ def asked(tmp_path: Path, peers: Path) -> Callable[..., Run]:
 # --- end to end -----------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_checked_timings_and_every_report(asked: Callable[..., Run]) -> None:
+def test_a_run_leaves_checked_timings_and_every_report_and_nothing_else(
+    asked: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # what is in the environment is read again
     wanted = asked("numpy auto", "numpy reference", "jax auto", "trains", command="bench x")
     steps: list[int] = []
     results = run(wanted, lambda text, done: steps.append(done))
+    assert not list(scratch.iterdir()), "contestants are killed, and cannot tidy up"
     made = results.of("tiny")
     assert [m.status for m in made.values()] == ["ok"] * 4, [m.reason for m in made.values()]
     assert sum(steps) == 4 * wanted.steps

@@ -21,11 +21,8 @@ from torch import Tensor
 from symcompile_torch.native import (
     AVAILABLE,
     call,
-    channels_last,
     check_dtype,
-    first_in_line,
     kinds,
-    lie_side_by_side,
     lines,
     steps,
 )
@@ -39,6 +36,7 @@ from symcompile_torch.operators import (
     check_outer,
     check_sum,
     held,
+    linear_sum_shape,
     orders_of,
     outer_shape,
     spread_shape,
@@ -46,6 +44,7 @@ from symcompile_torch.operators import (
 )
 from symcompile_torch.products import COMPUTES, PRODUCTS
 from symcompile_torch.registry import implement
+from symcompile_torch.strides import axes_before, channels_last, first_in_line, lie_side_by_side
 
 __all__ = ["AVAILABLE"]
 
@@ -82,7 +81,7 @@ def _linear_sum(
         channels_last(_rows_in_order(x[source], order))
         for source, order in zip(sources, orders_of(axes, orders), strict=True)
     ]
-    y = x[0].new_empty((*views[0].shape[:axes], weights[0].shape[1]))
+    y = linear_sum_shape(x, weights, sources, orders, terms)
     _fill(y, views, [weight.contiguous() for weight in weights], terms)
     return y
 
@@ -134,12 +133,7 @@ def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
     lies = lie_side_by_side(x, axis + 2)
     last = axis + 2 if lies else first_in_line(x)
     if axis + 2 < last <= MOST and last < x.dim():
-        # What follows both axes has to lie side by side: of that, what does not is moved before.
-        moved = x.permute(
-            *range(axis), *range(axis + 2, last), axis, axis + 1, *range(last, x.dim())
-        )
-        one, other = (part.movedim(last - 2, axis) for part in _sums(moved, last - 2, mean))
-        return one.contiguous(), other.contiguous()
+        return axes_before(_sums, x, axis, last, mean)
     first, second = sums_shape(x, axis, mean)
     width = x.shape[axis + 2 :].numel()
     if axis + 2 > MOST or not lies:

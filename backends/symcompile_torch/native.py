@@ -18,15 +18,13 @@ import torch
 from torch import Tensor
 
 from symcompile_kernels.build import library
+from symcompile_torch.strides import lie_side_by_side
 
 __all__ = [
     "AVAILABLE",
     "call",
-    "channels_last",
     "check_dtype",
-    "first_in_line",
     "kinds",
-    "lie_side_by_side",
     "lines",
     "steps",
 ]
@@ -93,27 +91,3 @@ def lines(x: Tensor, axes: int) -> list[int]:
 def check_dtype(*tensors: Tensor) -> None:
     if any(tensor.dtype is not torch.float32 for tensor in tensors):
         raise ValueError("the kernels of symcompile take float32 only")
-
-
-def lie_side_by_side(x: Tensor, axis: int) -> bool:
-    """Whether the entries along `axis` and all axes after it do."""
-    step = 1
-    axes = [*zip(x.shape, x.stride(), strict=True)][axis:]
-    for size, found in reversed(axes):
-        if found != step and size != 1:
-            return False
-        step *= size
-    return True
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """With channels side by side, as the kernels read them."""
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
-
-
-def first_in_line(x: Tensor) -> int:
-    """The first axis from which on all entries lie side by side; past the last if none do."""
-    axis = x.dim()
-    while axis > 1 and lie_side_by_side(x, axis - 1):
-        axis -= 1
-    return axis

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from symcompile_torch.native import (
     call,
-    channels_last,
     check_dtype,
     lines,
     steps,
 )
 from symcompile_torch.registry import Operator, is_batched
+from symcompile_torch.strides import channels_last
 
 __all__ = ["COMPUTES", "PRODUCTS"]
 

@@ -21,7 +21,6 @@ from triton import __version__ as installed
 from triton import cdiv
 
 from symcompile_torch import tiles
-from symcompile_torch.native import first_in_line
 from symcompile_torch.operators import (
     OPERATORS,
     check_back,
@@ -35,6 +34,7 @@ from symcompile_torch.operators import (
     sums_shape,
 )
 from symcompile_torch.registry import implement
+from symcompile_torch.strides import axes_before, channels_last, first_in_line
 
 __all__ = ["COMPUTES"]
 
@@ -124,7 +124,7 @@ def _in_rows(x: Tensor, order: Sequence[int]) -> Tensor:
         x = x.permute(*order, *range(rows, x.dim()))
     if x.dim() > rows + 1:
         x = x.reshape(*x.shape[:rows], prod(x.shape[rows:]))
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+    return channels_last(x)
 
 
 def _merged(
@@ -204,8 +204,7 @@ def _fill(
     """Write the sum of `x[i] @ weights[i]` and of terms into y."""
     check_sum(y.shape, x, weights, terms)
     axes, width = y.dim() - 1, y.shape[-1]
-    spread = [term.expand(y.shape) for term in terms]
-    spread = [term if term.stride(-1) == 1 or width == 1 else term.contiguous() for term in spread]
+    spread = [channels_last(term.expand(y.shape)) for term in terms]
     if y.numel() == 0:
         return
     depths = tuple(view.shape[-1] for view in x)
@@ -285,11 +284,7 @@ def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
         return how(x, axis, dtype=first.dtype), how(x, axis + 1, dtype=first.dtype)
     last = max(first_in_line(x), axis + 2)
     if axis + 2 < last < x.dim():
-        # What follows both axes has to lie side by side: of that, what does not is moved before.
-        between = [*range(axis + 2, last)]
-        moved = x.permute(*range(axis), *between, axis, axis + 1, *range(last, x.dim()))
-        one, other = (part.movedim(last - 2, axis) for part in _sums(moved, last - 2, mean))
-        return one.contiguous(), other.contiguous()
+        return axes_before(_sums, x, axis, last, mean)
     before, (rows, cols) = x.shape[:axis].numel(), x.shape[axis : axis + 2]
     width = x.shape[axis + 2 :].numel()
     x = x if last == axis + 2 or width == 1 else x.contiguous()

@@ -37,7 +37,11 @@ def cpus_for(threads: int) -> list[int]:
 
 
 def environment(setting: Setting, caches: str) -> dict[str, str]:
-    """Environment of a contestant: threads, device, empty caches."""
+    """Environment of a contestant: threads, device, empty caches.
+
+    Args:
+        caches: the folder of those, and of temporary files: a contestant is ended, not asked to go.
+    """
     threads = str(setting.threads)
     names = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM")
     own = {f"{name}_NUM_THREADS": threads for name in names} | _KEEPING
@@ -53,6 +57,7 @@ def environment(setting: Setting, caches: str) -> dict[str, str]:
         "TRITON_CACHE_DIR": f"{caches}/triton",
         "CUDA_CACHE_PATH": f"{caches}/cuda",
         "PYTORCH_KERNEL_CACHE_PATH": f"{caches}/torch",
+        **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), caches),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVIDIA's tool numbers them
         "NVIDIA_TF32_OVERRIDE": "0",  # whatever the user's says: everyone in full precision
         # Answers are UTF-8 whatever the locale; and a child finds what its parent found.
