@@ -391,7 +391,8 @@ def test_what_was_measured_is_left_alone(asked: Callable[..., Run], peers: Path)
     file.write_text(PEERS + "\n")
     assert len(pending(asked("first"))) == 1
     file.write_text(PEERS)
-    assert len(pending(replace(asked("first"), setting=replace(SETTING, dtype="float64")))) == 1
+    for other in ({"dtype": "float64"}, {"fresh": True}):
+        assert len(pending(replace(asked("first"), setting=replace(SETTING, **other)))) == 1
     assert len(pending(asked("first", rounds=3))) == 1
     assert pending(asked("first", rounds=1)) == []
     assert len(pending(asked("first", workload=replace(TINY, batch=3)))) == 1

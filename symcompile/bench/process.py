@@ -19,6 +19,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -37,14 +38,15 @@ def cpus_for(threads: int) -> list[int]:
 
 
 def environment(setting: Setting, caches: str) -> dict[str, str]:
-    """Environment of a contestant: threads, device, empty caches.
+    """Environment of a contestant: threads, allocator, device, empty caches.
 
     Args:
         caches: the folder of those, and of temporary files: a contestant is ended, not asked to go.
     """
     threads = str(setting.threads)
     names = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM")
-    own = {f"{name}_NUM_THREADS": threads for name in names} | _KEEPING
+    own = {f"{name}_NUM_THREADS": threads for name in names}
+    own |= {} if setting.fresh else _KEEPING
     own |= {
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true",
         "NPROC": threads,  # XLA's thread pools on CPU
@@ -98,7 +100,7 @@ class Child:
         self._answers: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self._job = {"setting": _plain(setting), "cpus": cpus_for(setting.threads), **job}
+        self._job = {"setting": asdict(setting), "cpus": cpus_for(setting.threads), **job}
 
     def __enter__(self) -> Child:
         return self
@@ -173,7 +175,3 @@ class Child:
                 why = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
                 return f"the process was ended by {name}{why}{last}"
         return f"the process ended with exit code {code}{last}"
-
-
-def _plain(setting: Setting) -> dict[str, Any]:
-    return {"device": setting.device, "dtype": setting.dtype, "threads": setting.threads}

@@ -159,9 +159,8 @@ class Results:
 
 def key_of(workload: Workload, contestant: Contestant, setting: Setting) -> str:
     """Equal exactly when measuring again would measure the same thing."""
-    return (
-        f"{workload.digest}-{contestant.digest}-{setting.device}-{setting.dtype}-{setting.threads}"
-    )
+    of_setting = f"{setting.device}-{setting.dtype}-{setting.threads}" + "-fresh" * setting.fresh
+    return f"{workload.digest}-{contestant.digest}-{of_setting}"
 
 
 def append(path: Path, records: Iterable[Session | Measurement]) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["json_text", "markdown", "ratio_text", "tables", "unmeasured"]
 
+_FRESH = ", large results in memory fresh from the system"
 _COLUMNS = (
     "contestant",
     "forward, ms",
@@ -121,8 +122,8 @@ def markdown(results: Results, plots: Sequence[str] = ()) -> str:
             f"- Machine: {one_line(session.machine)}; load when the run began "
             f"{(session.machine.get('load') or [0.0])[0]:.1f}",
             f"- Device {setting.device}, {setting.dtype}, {_threads(setting.threads)} for "
-            f"everyone; {session.rounds} turns of {session.budget:g} s, interleaved; limit for "
-            f"building and compiling {session.limit:g} s",
+            f"everyone{_FRESH * setting.fresh}; {session.rounds} turns of {session.budget:g} s, "
+            f"interleaved; limit for building and compiling {session.limit:g} s",
             f"- Reached in this run: {rates.bandwidth / 1e9:.1f} GB/s copied, "
             f"{rates.flops / 1e9:.0f} Gflop/s multiplied"
             if rates

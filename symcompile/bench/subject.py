@@ -36,11 +36,14 @@ class Setting:
         device: "cpu" or "cuda".
         dtype: of data and weights, by name.
         threads: for every library that has threads.
+        fresh: leave the C library's allocator as it is, so that large results are in memory fresh
+            from the system; it is told to use memory again otherwise.
     """
 
     device: str = "cpu"
     dtype: str = "float32"
     threads: int = 1
+    fresh: bool = False
 
 
 class Stopwatch:

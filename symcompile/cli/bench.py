@@ -127,6 +127,14 @@ def bench(
     growth: Annotated[
         bool, typer.Option("--growth", help="Also how time grows with tensors and with n.")
     ] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh",
+            help="Leave the C library's allocator as it is: it maps large blocks anew. Else it is "
+            "told to use memory again.",
+        ),
+    ] = False,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where results go.")
     ] = Path("bench-results"),
@@ -164,7 +172,7 @@ def bench(
         there = {each.name for each in made}
         entries += [(w, planned) for w in _grown(batch, channels) if w.name not in there]
     pace = _QUICK if quick else _FULL
-    _go(_run(entries, device, dtype, threads, rounds, limit, pace, output), plots)
+    _go(_run(entries, device, dtype, threads, fresh, rounds, limit, pace, output), plots)
 
 
 def _run(
@@ -172,6 +180,7 @@ def _run(
     device: str,
     dtype: str,
     threads: int | None,
+    fresh: bool,
     rounds: int | None,
     limit: float | None,
     pace: _Pace,
@@ -197,7 +206,7 @@ def _run(
     entries_on_gpu, side_on_gpu = SIZES["gpu"]
     return Run(
         tuple(entries),
-        Setting(device, dtype, threads),
+        Setting(device, dtype, threads, fresh),
         output / "records.jsonl",
         rounds=rounds or pace.rounds,
         budget=pace.budget,
