@@ -27,6 +27,32 @@ def test_a_large_sum_is_accumulated_into_the_mix_that_reads_its_input_whole():
     assert found.anchors  # row and column terms come from other weights
 
 
+@pytest.mark.parametrize(
+    ("spec", "sizes", "weights"),
+    [
+        ({"x": (0,)}, {}, ["mix_0"]),
+        ({"x": (0,)}, {0: 9}, ["mix_0"]),
+        ({"x": (0,), "w": (1, 2)}, {}, ["mix_1_2"]),
+        ({"x": (0,), "w": (1, 2)}, {0: 64, 1: 64, 2: 8}, ["mix_1_2"]),
+        ({"x": (0,), "w": (1, 2)}, {0: 64, 1: 64, 2: 7}, ["mix_0", "mix_1_2"]),
+        ({"x": (sc.Fixed(9), 0), "w": (1, 2)}, {0: 64, 1: 64, 2: 8}, ["mix_0", "mix_1_2"]),
+        ({"x": (sc.Fixed(9), 0), "b": (1,)}, {}, ["mix_0"]),
+        ({"x": (0,), "g": (sc.Fixed(9),)}, {}, ["mix_0"]),
+        ({"x": (0,), "g": (sc.Fixed(9),)}, {0: 1}, []),
+        ({"x": (sc.Fixed(127), 0)}, {}, ["mix_0"]),
+        ({"x": (sc.Fixed(128), 0)}, {}, []),  # its product takes far longer
+        ({"x": ()}, {}, []),
+    ],
+    ids=str,
+)
+def test_a_sum_over_one_axis_is_too_if_it_is_not_small_beside_the_largest_tensor(
+    spec, sizes, weights
+):
+    program = compile_spec(spec, **FOUR, sizes=sizes).program
+    bases = [program.ops[found.base] for found in accumulations(program).values()]
+    assert sorted(base.weight for base in bases) == weights
+
+
 def test_nothing_is_in_place_unless_the_program_says_so():
     program = compile_spec(MLP, **FOUR).program
     assert program.in_place

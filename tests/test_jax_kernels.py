@@ -815,7 +815,7 @@ assert all(np.abs(y[k] - wanted[k]).max() < 1e-5 for k in y)
 
 
 def test_only_files_that_call_helpers_have_them() -> None:
-    small = sc.compile({"b": (0,)}, in_channels=2, out_channels=2, backend="jax")
+    small = sc.compile({"b": ()}, in_channels=2, out_channels=2, backend="jax")
     assert "_KERNELS" not in small.source
     assert "import sys" not in small.source
     assert "_linear_sum" not in small.source

@@ -46,7 +46,7 @@ def test_mixes_of_many_channels_that_are_sliced_are_in_parts():
     fixed, few = {"k": (sc.Fixed(40), "a"), "b": ("a",)}, {"k": (sc.Fixed(4), "a"), "b": ("a",)}
     for spec, expected, apart in (
         (fixed, {"mix_a", "mix_scalar"}, {"k", "b"}),
-        (few, set(), set()),
+        (few, set(), {"b"}),
     ):
         program = sc.compile(
             spec, in_channels=16, out_channels=16, optimize="auto"
@@ -61,7 +61,8 @@ def test_mixes_of_many_channels_that_are_sliced_are_in_parts():
     [
         ({"k": (sc.Fixed(3), 0, 1), "b": (1,)}, {"k"}),  # the bias is put together with means
         ({"k": (sc.Fixed(3), 0, 0)}, set()),  # its diagonal and its transpose are read too
-        ({"k": (sc.Fixed(3), 0)}, set()),  # no sum over two axes
+        ({"k": (sc.Fixed(3), 0)}, {"k"}),
+        ({"k": (sc.Fixed(3), 0), "w": (0, 0, 0)}, set()),  # its sum is small beside the other's
     ],
     ids=str,
 )

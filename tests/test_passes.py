@@ -387,6 +387,23 @@ def test_every_combination_of_inputs_and_outputs_is_weighed():
     assert not [mix for mix in mixes if mix.weight == "mix_0" and len(mix.scores) > 2]
 
 
+def test_a_mix_over_one_axis_is_priced_as_its_sums_are_made():
+    options = {"in_channels": 16, "out_channels": 16}
+    sets = sc.plan({"a": (0,), "b": (0,)}, sizes={0: 20_000}, **options)
+    (chosen,) = (mix.chosen for mix in sets.mixes if mix.weight == "mix_0")
+    assert chosen == "separate" + APART
+    assert [plan.weight for plan in sets.sums] == ["mix_0", "mix_0"]
+    wide = sc.plan(dict.fromkeys("abc", (0,)), sizes={0: 20_000}, in_channels=200, out_channels=200)
+    assert [plan.weight for plan in wide.sums] == ["mix_0"] * 3
+    # Beside a matrix they are small, and made anew.
+    mlp = {"w": (0, 1), "v": (1, 2), "b": (1,)}
+    found = sc.plan(mlp, sizes={0: 784, 1: 512, 2: 10}, **options)
+    (scores,) = (dict(mix.scores) for mix in found.mixes if mix.weight == "mix_1")
+    assert next(iter(scores)) == "stacked"
+    assert not [form for form in scores if form.endswith(APART)]
+    assert sorted(plan.weight for plan in found.sums) == ["mix_0_1", "mix_1_2"]
+
+
 # -- stages -----------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ In: what `symcompile.lower` builds. Out: the same program printed, parsed, verif
 symbolically to the diagrams it computes (`diagrams_of`).
 """
 
-from symcompile.ir.accumulate import Accumulation, accumulations
+from symcompile.ir.accumulate import Accumulation, accumulations, large_sums
 from symcompile.ir.batch import batch_behind, grouped
 from symcompile.ir.builder import Builder
 from symcompile.ir.extent import lazy_axes
@@ -67,6 +67,7 @@ __all__ = [
     "by_level",
     "diagrams_of",
     "grouped",
+    "large_sums",
     "lazy_axes",
     "levels_of",
     "ownership",

@@ -12,8 +12,9 @@ everything that is added to it.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from symcompile.ir.extent import lazy_axes
 from symcompile.ir.ops import Add, Broadcast, Concat, Const, Embed, Mix, Transpose
@@ -22,7 +23,13 @@ from symcompile.ir.readers import readers_of
 from symcompile.ir.sources import sources_of
 from symcompile.ir.types import Type
 
-__all__ = ["Accumulation", "accumulated", "accumulations"]
+__all__ = ["Accumulation", "accumulated", "accumulations", "large_sums"]
+
+_SMALL = 8
+"""How many times a sum over one index axis goes into the largest tensor if it is small."""
+
+_MANY = 512
+"""Channels from which a product takes several times as long as writing its result twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +49,7 @@ class Accumulation:
 
 
 def accumulations(program: Program) -> dict[int, Accumulation]:
-    """By number of the sum; none unless the program is `in_place`.
-
-    Sums over fewer than two index axes are too small to matter.
-    """
+    """By number of the sum, for large ones; none unless the program is `in_place`."""
     return accumulated(
         program, types_of(program), lazy_axes(program), readers_of(program), sources_of(program)
     )
@@ -67,7 +71,7 @@ def accumulated(
     """
     if not program.in_place:
         return {}
-    shapes = program.matrices
+    shapes, is_large = program.matrices, large_sums(program)
 
     def is_base(arg: int, total: int) -> bool:
         op = program.ops[arg]
@@ -95,7 +99,7 @@ def accumulated(
 
     found: dict[int, Accumulation] = {}
     for number, op in enumerate(program.ops):
-        if not isinstance(op, Add) or len(op.args) < 2 or len(types[number].labels) < 2:
+        if not isinstance(op, Add) or len(op.args) < 2 or not is_large(types[number]):
             continue
         base = next((arg for arg in op.args if is_base(arg, number)), None)
         if base is None:
@@ -111,3 +115,29 @@ def accumulated(
                     anchors.append(arg)
         found[number] = Accumulation(base, tuple(anchors), late)
     return found
+
+
+def large_sums(program: Program) -> Callable[[Type], bool]:
+    """Tells of a sum, by its type, whether it is so large that its memory matters.
+
+    Over two index axes or more it is. Over one it is unless it is small beside the largest tensor,
+    or has so many channels that a product takes far longer than a sum. Where sizes are not known,
+    tensors of one axis are taken for equally long, for large beside those of none and for small
+    beside those of more.
+    """
+    sizes = dict(program.sizes)
+    stored = [tensor.type for tensor in (*program.inputs, *program.outputs)]
+    known = all(label in sizes for kind in stored for label in kind.labels)
+    order = max((len(kind.labels) for kind in stored), default=0)
+
+    def entries(kind: Type) -> int:
+        return prod(sizes[label] for label in kind.labels if known) * kind.width
+
+    most = max((entries(kind) for kind in stored if known or kind.labels), default=0)
+
+    def is_large(kind: Type) -> bool:
+        if len(kind.labels) != 1:
+            return len(kind.labels) > 1
+        return (known or order == 1) and kind.width < _MANY and entries(kind) * _SMALL > most
+
+    return is_large

@@ -31,6 +31,7 @@ from symcompile.ir import (
     Tensor,
     Transpose,
     Type,
+    large_sums,
     readers_of,
     types_of,
 )
@@ -119,11 +120,13 @@ class _Site:
         mix: the op.
         stack: the features it reads, one if they are not a stack that nothing else reads.
         parts: all that reads it, if these are slices.
+        is_large: whether sums as large as what it makes are accumulated into a mix.
     """
 
     mix: Mix
     stack: tuple[int, ...]
     parts: tuple[_Part, ...]
+    is_large: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,7 @@ class _Feature:
 
 def _sites(program: Program, types: Sequence[Type]) -> dict[int, _Site]:
     """Mixes by number, but for those of the constant."""
-    readers = readers_of(program)
+    readers, is_large = readers_of(program), large_sums(program)
 
     def landing(number: int) -> _Landing:
         for place in readers[number]:
@@ -153,8 +156,7 @@ def _sites(program: Program, types: Sequence[Type]) -> dict[int, _Site]:
                 return "output"
             if isinstance(reader, Transpose) and (found := landing(place)) != "elsewhere":
                 return found  # a view: of all terms, or of their sum
-            # As `accumulations` has it, smaller sums do not matter.
-            if isinstance(reader, Add) and len(types[number].labels) > 1:
+            if isinstance(reader, Add) and is_large(types[number]):
                 return "sum" if len(reader.args) > 1 else "output"
         return "elsewhere"
 
@@ -172,7 +174,10 @@ def _sites(program: Program, types: Sequence[Type]) -> dict[int, _Site]:
         )
         if len(parts) < len(slices):
             parts = ()
-        found[number] = _Site(op, source.args if alone else op.args, parts)
+        stack = source.args if alone else op.args
+        made = [part.number for part in parts] or [number]
+        large = any(is_large(types[value]) for value in made)
+        found[number] = _Site(op, stack, parts, large)
     return found
 
 
@@ -252,7 +257,7 @@ def _kind(program: Program, types: Sequence[Type], site: _Site, objective: Objec
         features.append((sources.setdefault(base, len(sources)), axes, types[arg].width))
     extents = tuple(sizes.get(label) for label in types[site.stack[0]].labels)
     parts = tuple((part.start, part.stop, part.landing) for part in site.parts)
-    return extents, tuple(features), site.mix.cols[1] - site.mix.cols[0], parts
+    return extents, tuple(features), site.mix.cols[1] - site.mix.cols[0], parts, site.is_large
 
 
 def _ranked(
@@ -313,7 +318,7 @@ def _fragment(
         inputs=inputs,
         outputs=outputs,
         weights=tuple(weight for weight in program.weights if weight[0] in names),
-        in_place=True,
+        in_place=site.is_large,
         filled=filled,
     )
     build = Builder(like)

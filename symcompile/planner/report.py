@@ -24,6 +24,7 @@ from symcompile.ir import (
     Program,
     Reduce,
     accumulations,
+    large_sums,
     types_of,
 )
 from symcompile.planner.baseline import baseline
@@ -382,11 +383,12 @@ def _as_dict(plan: LatticePlan) -> dict[str, Any]:
 
 
 def _sums(program: Program, sizes: dict[Label, int]) -> Iterator[SumPlan]:
-    """Every sum over two index axes or more."""
+    """Every large sum."""
     types, accumulated = types_of(program), accumulations(program)
+    is_large = large_sums(program)
     for number, op in enumerate(program.ops):
         kind = types[number]
-        if isinstance(op, Add) and len(op.args) > 1 and len(kind.labels) > 1:
+        if isinstance(op, Add) and len(op.args) > 1 and is_large(kind):
             found = accumulated.get(number)
             base = program.ops[found.base] if found else None
             weight = base.weight if isinstance(base, Mix) else None
