@@ -220,6 +220,8 @@ def pytorch_finds_no_fault_with_the_operators() -> None:
     opcheck(ops.linear_sum.default, arguments, rtol=1e-4, atol=1e-4)
     opcheck(ops.sums.default, (x, 1, True), rtol=1e-4, atol=1e-4)
     opcheck(ops.sums.default, (x.detach().permute(2, 0, 1, 3), 1, True), rtol=1e-4, atol=1e-4)
+    for view in (x, x.detach().permute(2, 0, 1, 3)):
+        opcheck(ops.mean.default, (view, 1), rtol=1e-4, atol=1e-4)
     opcheck(ops.spread.default, (draw(rng, 2, 5, 3), draw(rng, 2, 4, 3), 1))
     opcheck(ops.outer.default, (x, [0, 2, 1], grad), rtol=1e-4, atol=1e-4)
     opcheck(ops.sums_held.default, (x, weight, 0, True), rtol=1e-4, atol=1e-4)

@@ -153,7 +153,7 @@ FUNCTIONS = {
             "t",
             "_unsafe_view",
             "is_grad_enabled",
-            "_by_product",
+            *["_by_product", "_is_outer"],
             "new_ones",
             "div_",
             "unsqueeze",

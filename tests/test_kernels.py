@@ -427,6 +427,26 @@ def test_compiled_the_kernels_serve_too(monkeypatch) -> None:  # type: ignore[no
         assert (a - b).abs().max() <= 1e-5 * max(b.abs().max(), 1.0)
 
 
+@pytest.mark.parametrize(("n", "used"), [(5000, True), (4000, False)])
+def test_compiled_a_large_mean_is_pytorchs_own(n: int, used: bool) -> None:
+    """Inductor's takes twice as long over an outer axis; small ones it puts beside other ops."""
+    layer = sc.compile({"x": (0,)}, backend="torch", in_channels=64, out_channels=64)
+    called: list[object] = []
+
+    def noting(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        called.extend(node.target for node in graph.graph.nodes)
+        return graph
+
+    x = torch.randn(4, n, 64, generator=torch.Generator().manual_seed(n), requires_grad=True)
+    y = torch.compile(layer, backend=noting, fullgraph=True)({"x": x})["x"]
+    assert (torch.ops.symcompile.mean in called) == used
+    assert torch.ops.symcompile.linear_sum in called
+    wanted = layer({"x": x})["x"]
+    close(y, wanted.double())
+    pairs = [torch.autograd.grad(made.square().sum(), x)[0] for made in (y, wanted)]
+    close(pairs[0], pairs[1].double())
+
+
 @pytest.mark.parametrize(("channels", "used"), [(4, 0), (12, 0), (16, 1), (20, 1)])
 def test_channels_that_leave_vectors_empty_are_left_to_pytorch(channels, used, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     called = counted(monkeypatch)
@@ -559,13 +579,20 @@ def test_what_kernels_cannot_do_is_done_without(monkeypatch) -> None:  # type: i
     assert not called
 
 
-def test_a_program_exported_at_a_small_size_serves_one_large_enough_for_kernels() -> None:
-    layer = sc.compile({"w": (0, 1)}, in_channels=16, out_channels=16, backend="torch")
-    dims = {"w": {axis: torch.export.Dim(f"n{axis}", min=2) for axis in range(3)}}
-    small, large = torch.randn(2, 6, 5, 16), torch.randn(3, 200, 90, 16)
-    exported = torch.export.export(layer, ({"w": small},), dynamic_shapes=({**dims},))
-    found = exported.module()({"w": large})["w"]
-    close(found, layer.double()({"w": large.double()})["w"].detach(), 1e-5)
+@pytest.mark.parametrize("sizes", [(40_000,), (300, 90)], ids=str)
+@pytest.mark.parametrize("from_small", [True, False])
+def test_an_exported_program_serves_sizes_large_enough_for_kernels_and_small_ones(
+    sizes: tuple[int, ...], from_small: bool
+) -> None:
+    spec = {"w": tuple(range(len(sizes)))}
+    layer = sc.compile(spec, in_channels=16, out_channels=16, backend="torch")
+    dims = {"w": {axis: torch.export.Dim(f"n{axis}", min=2) for axis in range(1 + len(sizes))}}
+    given = [torch.randn(2, *(5, 6)[: len(sizes)], 16), torch.randn(3, *sizes, 16)]
+    assert given[1].numel() > 2**20
+    first, second = given if from_small else given[::-1]
+    exported = torch.export.export(layer, ({"w": first},), dynamic_shapes=({**dims},))
+    found = exported.module()({"w": second})["w"]
+    close(found, layer.double()({"w": second.double()})["w"].detach(), 1e-5)
 
 
 def test_the_file_alone_runs_without_kernels(tmp_path: Path) -> None:

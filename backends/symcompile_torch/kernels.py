@@ -37,6 +37,7 @@ from symcompile_torch.operators import (
     check_sum,
     held,
     linear_sum_shape,
+    mean_over,
     orders_of,
     outer_shape,
     spread_shape,
@@ -280,6 +281,7 @@ _SUMS: Mapping[str, Callable[..., Any]] = {
     "spread": _spread,
     "outer": _outer,
     "sums_held": _sums_held,
+    "mean": mean_over,
     "back": _back,
     "back_from": _back_from,
 }

@@ -273,6 +273,9 @@ def _mean(x, dim, count, dtype=None):
 
     The gradient of torch's own is as large as `x`; this one divides first and repeats a view.
     """
+    # Sizes are looked at last: what is exported serves any, and must not be guarded by them.
+    if torch.compiler.is_compiling() and _has_kernels(x, 2**20) and _is_outer(x, dim, dtype):
+        return torch.ops.symcompile.mean(x, x.dim() + dim)
     if _by_product(x, dim, dtype):
         if _differs(x):
             return _Mean.apply(x, dim)
@@ -283,16 +286,21 @@ def _mean(x, dim, count, dtype=None):
 
 
 def _by_product(x, dim, dtype):
-    """Whether a mean is quickest as a product with ones: of a large array, over an outer axis."""
-    if type(dim) is not int or x.device.type != "cpu" or not x.is_contiguous():
-        return False
-    if x.dtype not in (torch.float32, torch.float64) or dtype not in (None, x.dtype):
-        return False
+    """Whether a mean is quickest as a product with ones."""
     # Autocast would round what it multiplies.
     if _transformed() or torch.is_autocast_enabled("cpu"):
         return False
+    if not _is_outer(x, dim, dtype) or x.dtype not in (torch.float32, torch.float64):
+        return False
     # A product sums in order: over more entries than this, float32 loses too much.
-    return x.numel() >= 2**20 and x.stride(dim) >= 2**10 and x.shape[dim] <= 2**10
+    return x.stride(dim) >= 2**10 and x.shape[dim] <= 2**10
+
+
+def _is_outer(x, dim, dtype):
+    """Whether a mean is of a large array in the processor's memory, over an axis with steps."""
+    if type(dim) is not int or x.device.type != "cpu" or not x.is_contiguous():
+        return False
+    return x.numel() >= 2**20 and x.stride(dim) >= 2**4 and dtype in (None, x.dtype)
 
 
 class _Mean(torch.autograd.Function):
@@ -601,7 +609,7 @@ KERNELS = '''\
 def _are_made(key):
     """Whether operators for a kind of device are there: their package was imported before."""
     known = torch._C._dispatch_has_kernel_for_dispatch_key
-    return hasattr(torch.ops.symcompile, "sums_held") and known("symcompile::sums_held", key)
+    return hasattr(torch.ops.symcompile, "mean") and known("symcompile::mean", key)
 
 
 _KERNELS = _are_made("CPU")  # by symcompile_torch.kernels

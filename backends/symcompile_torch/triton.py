@@ -29,6 +29,7 @@ from symcompile_torch.operators import (
     check_sum,
     held,
     linear_sum_shape,
+    mean_over,
     orders_of,
     spread_shape,
     sums_shape,
@@ -424,6 +425,7 @@ COMPUTES: Mapping[str, Callable[..., Any]] = {
     "spread": _spread,
     "outer": _outer,
     "sums_held": _sums_held,
+    "mean": mean_over,
     "back": _back,
     "back_from": _back_from,
 }
