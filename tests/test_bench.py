@@ -586,6 +586,14 @@ def test_the_command_times_a_spec_of_ones_own(tmp_path: Path) -> None:
     assert made["workload"]["sizes"] == [["row", 6]]
     assert (tmp_path / "out" / "results.md").read_text().startswith("# Benchmark results")
 
+    words += ("--fresh", "--rounds", 1, "--batch", 2, "--threads", 1, "-o")
+    refused = _cli(*words, tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "results of another setting (fresh False, not True)" in refused.stderr
+    done = _cli(*words, tmp_path / "fresh")
+    assert done.exit_code == 0, done.output
+    assert "fresh from the system" in (tmp_path / "fresh" / "results.md").read_text()
+
 
 @pytest.mark.parametrize(
     ("words", "reason"),
