@@ -1,4 +1,4 @@
-"""Operators for CPU that PyTorch lacks: sums of products and terms, and pairs of means, in one go.
+"""Operators for CPU: sums of products and terms and pairs of means, in one go, as PyTorch has none.
 
 In: tensors of float32, of many rows of few channels. Out: `torch.ops.symcompile.linear_sum`, `sums`
 and others, which know their gradients, of any degree, and serve eager mode and `torch.compile`.

@@ -1,4 +1,4 @@
-"""Sums of products and terms, pairs of means, and what their gradients are made of, as operators.
+"""Sums of products and terms, means, and what their gradients are made of, as operators.
 
 In: nothing. Out: `torch.ops.symcompile.linear_sum`, `sums` and others: their signatures, the shapes
 of their results, and their gradients, of any degree. What computes them is registered for a device
