@@ -347,8 +347,10 @@ static int product(const Pool &pool, i64 axes, const i64 *shape, const Parts &x_
     if (!transposed && x.rows <= 2 * ROWS && p.width[0] == LANES && p.width[1] == LANES)
       return Lines{row[0], y.channels};
     if (!transposed)
-      for (i64 k = 0; k < some; k++, row[0] += y.channels, row[1] += y.channels)
+      for (i64 k = 0; k < some; k++, row[0] += y.channels, row[1] += y.channels) {
+        each<2>([&](auto v) HERE { __builtin_prefetch(row[v] + PANEL); }); // the next panel's
         pack_panel(row, p.width, to + k * PANEL);
+      }
     else
       for (i64 v = 0; v < 2; v++) {
         const float *lies[LANES] = {};
