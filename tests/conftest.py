@@ -28,7 +28,8 @@ if not glob("/dev/nvidia[0-9]*") and not os.path.exists("/dev/kfd"):
 if "torch" in sys.modules:  # a plugin imported it first, so the variables came too late
     sys.modules["torch"].set_num_threads(1)
 
-# Workers hold millions of objects by the end, and looking through them took a fifth of the time.
+# Workers hold millions of objects by the end, and looking through them took a fifth of the time;
+# `nothing_old_is_looked_through` saves those that ask for it by themselves.
 gc.set_threshold(100_000, 20, 20)
 
 settings.register_profile(
@@ -40,6 +41,13 @@ settings.register_profile(
 )
 settings.register_profile("dev", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_old_is_looked_through() -> None:
+    """What earlier modules left, and libraries keep, is no garbage of this one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -753,13 +753,25 @@ def test_a_layer_by_kernels_is_the_layer(name, channels, monkeypatch) -> None:  
     all_close(found[1], wanted[1], 1e-5)
 
 
-@pytest.mark.parametrize(("channels", "used"), [(4, 0), (12, 0), (16, 1), (20, 1)])
-def test_channels_that_leave_vectors_empty_are_left_to_xla(channels, used) -> None:  # type: ignore[no-untyped-def]
-    layer = sc.compile({"w": (0, 1)}, in_channels=channels, out_channels=channels, backend="jax")
-    x = {"w": jnp.ones((4, 128, 128, channels))}
+@pytest.mark.parametrize(
+    ("channels", "sums", "means"),
+    [
+        ((4, 4), 1, 0),
+        ((12, 12), 1, 0),
+        ((16, 16), 1, 1),
+        ((20, 20), 1, 1),
+        ((1, 16), 1, 0),
+        ((16, 1), 0, 1),
+    ],
+)
+def test_what_leaves_vectors_empty_is_left_to_xla(channels, sums, means) -> None:  # type: ignore[no-untyped-def]
+    layer = sc.compile(
+        {"w": (0, 1)}, in_channels=channels[0], out_channels=channels[1], backend="jax"
+    )
+    x = {"w": jnp.ones((8, 128, 128, channels[0]))}
     text = jax.jit(layer.apply).lower(layer.init(jax.random.key(0)), x).as_text()
-    for name in ("linear_sum", "sums"):
-        assert text.count(f"@symcompile_{name}_") == used
+    assert text.count("@symcompile_linear_sum_") == sums
+    assert text.count("@symcompile_sums_") == means
 
 
 @pytest.mark.parametrize("name", ["mlp", "graph"])

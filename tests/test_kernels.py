@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_means_of_views_are_read_as_they_lie(rank, channels, monkeypatch, two_th
 def test_means_of_parts_are_read_as_they_lie(channels, monkeypatch, two_threads) -> None:  # type: ignore[no-untyped-def]
     """Every other row, a part of every axis, one row repeated, steps that overlap."""
     rng = np.random.default_rng(1)
-    whole = draw(rng, 6, 40, 42, channels + 2)
+    whole = draw(rng, 6, 40, 42, channels + 10)
     places = read_from(monkeypatch)
     for x in (
         whole[::2],
@@ -116,11 +117,14 @@ def test_means_of_parts_are_read_as_they_lie(channels, monkeypatch, two_threads)
         assert places == [x.data_ptr()] * len(places)
         assert places
         places.clear()
-    for x in (whole[..., ::2], whole.transpose(-1, -2)):  # no channels side by side
+    wide = draw(rng, 6, 40, 42, 2 * channels)
+    for x in (wide[..., ::2], whole.transpose(-1, -2)):  # no channels side by side
         hold_to_means(x, 1)
         assert places
         assert x.data_ptr() not in places
         places.clear()
+    hold_to_means(whole[..., :3], 1)  # of so few PyTorch's own are quicker
+    assert not places
     x = draw(rng, *[2] * 8, 3, 4, channels).transpose(0, 1)  # more axes than there is room for
     for found, k in zip(ops.sums(x, 8, True), (8, 9), strict=True):
         close(found, x.double().mean(k))
@@ -447,12 +451,48 @@ def test_compiled_a_large_mean_is_pytorchs_own(n: int, used: bool) -> None:
     close(pairs[0], pairs[1].double())
 
 
-@pytest.mark.parametrize(("channels", "used"), [(4, 0), (12, 0), (16, 1), (20, 1)])
-def test_channels_that_leave_vectors_empty_are_left_to_pytorch(channels, used, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(
+    ("channels", "used"), [((4, 4), 0), ((12, 12), 0), ((16, 16), 1), ((20, 20), 1), ((1, 16), 0)]
+)
+def test_means_that_leave_vectors_empty_are_left_to_pytorch(channels, used, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     called = counted(monkeypatch)
-    layer = sc.compile({"w": (0, 1)}, in_channels=channels, out_channels=channels)
-    layer({"w": torch.randn(4, 128, 128, channels)})
-    assert called.count("symcompile_sum") == called.count("symcompile_sums") == used
+    layer = sc.compile({"w": (0, 1)}, in_channels=channels[0], out_channels=channels[1])
+    layer({"w": torch.randn(4, 128, 128, channels[0])})
+    assert called.count("symcompile_sum") == 1
+    assert called.count("symcompile_sums") == used
+
+
+def test_a_sum_of_one_channel_is_left_to_pytorch_but_for_its_gradients(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    layer = sc.compile({"w": (0, 1)}, in_channels=16, out_channels=1)
+    x = {"w": torch.randn(9, 128, 128, 16)}
+    called = counted(monkeypatch)
+    with torch.no_grad():
+        y = layer(x)["w"]
+    assert called == ["symcompile_sums"]
+    close(layer(x)["w"], y.double())
+    assert "symcompile_sum" in called
+
+
+@pytest.mark.parametrize("channels", [(1, 16), (2, 2), (3, 20), (32, 3), (16, 1)])
+def test_few_channels_on_one_side(channels, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """As of the first layer of a network and of the last."""
+    torch.manual_seed(0)
+    layer = sc.compile({"w": (0, 1), "b": (1,)}, in_channels=channels[0], out_channels=channels[1])
+    exact = copy.deepcopy(layer).double()
+    x = [torch.randn(9, 128, 128, channels[0]), torch.randn(9, 128, channels[0])]
+    called = counted(monkeypatch)
+
+    def run(layer, dtype):  # type: ignore[no-untyped-def]
+        w, b = (part.to(dtype).requires_grad_() for part in x)
+        y = layer({"w": w, "b": b})
+        loss = sum(made.cos().sum() for made in y.values())
+        return *y.values(), *torch.autograd.grad(loss, [w, b, *layer.parameters()])
+
+    found = run(layer, torch.float32)
+    assert "symcompile_sum" in called
+    assert {"symcompile_outer", "symcompile_back"} & {*called}
+    for one, other in zip(found, run(exact, torch.float64), strict=True):
+        assert (one - other).abs().max() <= 2e-5 * max(other.abs().max(), 1.0)
 
 
 @pytest.mark.parametrize("name", ["mlp", "graph", "taps"])

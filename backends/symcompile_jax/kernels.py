@@ -82,11 +82,11 @@ def fits(products: Sequence[Written], terms: Sequence[Array]) -> bool:
     (x, *_), weight, *_ = products[0]
     values = [value for parts, weight, *_ in products for value in (*parts, weight)]
     return (
-        are_plain(*values, *terms)
+        weight.shape[1] > 1
+        and are_plain(*values, *terms)
         and prod(x.shape[:-1]) * weight.shape[1] >= _FEWEST
         and _have_room(sum(len(parts) for parts, *_ in products), len(terms), x.ndim - 1)
         and max(sum(w.shape[0] for _, w, *_ in products), 2 * weight.shape[1]) <= _DEEPEST
-        and all(_fill_vectors(value.shape[-1]) for value in values)
     )
 
 

@@ -58,6 +58,11 @@ def _too_few(batch: int, rows: int) -> bool:
     return batch * -(-rows // 4) < 2 * torch.get_num_threads()
 
 
+def _fills_vectors(channels: int) -> bool:
+    """Whether vectors are filled so far that one go over rows is quicker than two of PyTorch's."""
+    return channels % 8 == 0 or channels > 16
+
+
 def _rows_in_order(x: Tensor, order: Sequence[int]) -> Tensor:
     return x.permute(*order, *range(len(order), x.dim()))
 
@@ -128,7 +133,8 @@ def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
     before, (rows, count) = x.shape[:axis].numel(), x.shape[axis : axis + 2]
     # Where the second axis has the longer steps, the kernel may take its entries as rows.
     most = max(rows, count) if x.stride(axis) < x.stride(axis + 1) else rows
-    if x.numel() == 0 or _too_few(before, most):
+    width = x.shape[axis + 2 :].numel()
+    if x.numel() == 0 or _too_few(before, most) or not _fills_vectors(width):
         how = torch.mean if mean else torch.sum
         return how(x, axis).contiguous(), how(x, axis + 1).contiguous()
     lies = lie_side_by_side(x, axis + 2)
@@ -136,7 +142,6 @@ def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
     if axis + 2 < last <= MOST and last < x.dim():
         return axes_before(_sums, x, axis, last, mean)
     first, second = sums_shape(x, axis, mean)
-    width = x.shape[axis + 2 :].numel()
     if axis + 2 > MOST or not lies:
         x, axis = x.contiguous().view(before, rows, count, width), 1
     call(
@@ -211,7 +216,10 @@ def _outer(x: Tensor, order: Sequence[int], grad: Tensor) -> Tensor:
 def _back(grad: Tensor, x: Tensor, weight: Tensor, axis: int) -> tuple[Tensor, ...]:
     """The gradients of x, weight and two terms, of a sum of `x @ weight` and terms that were
     broadcast over `axis` and over the axis after it."""
-    if grad.numel() == 0 or _too_few(grad.shape[:axis].numel(), grad.shape[axis]):
+    check_back(grad, x, weight, axis)
+    inner = grad.shape[axis + 2 :].numel()
+    few = _too_few(grad.shape[:axis].numel(), grad.shape[axis])
+    if grad.numel() == 0 or few or not _fills_vectors(inner):
         order = list(range(grad.dim() - 1))
         to_x = _linear_sum([grad], [weight.t()], [0], order, [])
         return to_x, _outer(x, order, grad), *_sums(grad, axis, False)
@@ -234,7 +242,6 @@ def _go_back(
 ) -> None:
     """Fill to_x, to_weight and the two sums, to_x with the terms first and second in it."""
     check_dtype(grad, x, weight, *(term for term in (first, second) if term is not None))
-    check_back(grad, x, weight, axis)
     depth, width = weight.shape
     call(
         "symcompile_back",
@@ -266,6 +273,7 @@ def _back_from(
         order = list(range(grad.dim() - 1))
         terms = [first.unsqueeze(axis), second.unsqueeze(axis + 1)]
         return _linear_sum([grad], [weight.t()], [0], order, terms), _outer(x, order, grad)
+    check_back(grad, x, weight, axis)
     check_back_from(x, axis, first, second)
     to_x, to_weight = back_from_shape(grad, x, weight, axis, first, second)
     terms = [first.contiguous(), second.contiguous()]

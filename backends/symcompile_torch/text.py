@@ -576,12 +576,17 @@ def _fits(products, terms, channels=1):
     entries = x.numel() // max(x.shape[-channels:].numel(), 1) * weight.shape[1]
     values = [value for parts, weight, *_ in products for value in (*parts, weight)]
     count = sum(len(parts) for parts, *_ in products)
-    deep = sum(weight.shape[0] for _, weight, *_ in products)
-    most = max(max(weight.shape) for _, weight, *_ in products)
+    if x.device.type == "cpu":
+        deep = sum(weight.shape[0] for _, weight, *_ in products)
+        # A sum of one channel is not quicker, but its gradients are.
+        worth = weight.shape[1] > 1 or (deep >= 8 and _differs(x, weight))
+        suits = worth and max(deep, 2 * weight.shape[1]) <= 512
+    else:
+        most = max(max(weight.shape) for _, weight, *_ in products)
+        suits = most <= 128 and all(_fill_vectors(value.shape[-1]) for value in values)
     return (
-        max(count, len(terms), x.dim() - channels + 1) <= 8
-        and (max(deep, 2 * weight.shape[1]) <= 512 if x.device.type == "cpu" else most <= 128)
-        and all(_fill_vectors(value.shape[-1]) for value in values)
+        suits
+        and max(count, len(terms), x.dim() - channels + 1) <= 8
         and _has_kernels(x, entries)
         and all(value.dtype is x.dtype for value in (*values, *terms))
     )
