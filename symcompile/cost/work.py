@@ -203,7 +203,7 @@ class Accountant:
         return (
             max(sum(read), 2 * kind.width) <= _FEW_CHANNELS
             and max(len(mixes), len(made.plain) - len(mixes), len(kind.labels) + 2) <= _ROOM
-            and kind.width > 1
+            and all(width % 8 == 0 or width > 16 for width in (*read, kind.width))
             and entries >= _MANY_ENTRIES
         )
 
