@@ -110,9 +110,7 @@ def test_bytes_flops_and_launches_are_those_of_the_running_code(
 @pytest.mark.parametrize("channels", [(2, 64), (64, 2)])
 @pytest.mark.parametrize("spec", [{"w": (0, 0)}, MLP, SPEC, CUBE], ids=str)
 def test_figures_hold_whatever_is_minimised(spec, minimize, channels):
-    # Without kernels, as it runs for arrays as small as these.
-    machine = replace(PRESETS["cpu"], one_pass=False)
-    layer = built(spec, None, "torch", *channels, minimize=minimize, machine=machine)
+    layer = built(spec, None, cin=channels[0], cout=channels[1], minimize=minimize)
     counted, log = metered(layer, tensors(spec, channels[0]))
     figures = layer.plan.planned
     assert (figures.launches, figures.flops, figures.bytes) == (
@@ -335,6 +333,7 @@ def test_a_sum_in_one_pass_reads_its_factors_and_terms_once_and_is_written_once(
 @pytest.mark.parametrize(
     "options",
     [
+        {"out_channels": 6},  # empty lanes
         {"out_channels": 320},  # many channels
         {"sizes": {"e": 7, "m": 8}},  # few rows
         {"machine": "h100"},

@@ -8,14 +8,14 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 
 import symcompile as sc
 from symcompile import api
 from symcompile.api import compile_spec
-from symcompile.cost import PRESETS, total_work, work_of
+from symcompile.cost import total_work, work_of
 from symcompile.planner import Choice, Figures, PlanInfo, search, told
 from symcompile.planner.search import PLANNERS, cost_of
 from symcompile.terms import same_tensor
@@ -98,7 +98,7 @@ def test_a_long_plan_says_how_many_steps_are_left_out():
 
 def test_steps_add_up_to_the_plan():
     compiled = compile_spec(MLP, in_channels=2, out_channels=3)
-    work = total_work(work_of(compiled.program, one_pass=True))
+    work = total_work(work_of(compiled.program))
     info = compiled.plan
     assert info.work.moved == work.moved
     assert (info.work.flops, info.work.launches) == (work.flops, work.launches)
@@ -149,10 +149,7 @@ def test_the_lower_bound_reads_and_writes_everything_once():
 
 
 def test_bytes_follow_the_dtype():
-    machine = replace(PRESETS["cpu"], one_pass=False)  # kernels take float32 alone
-    single, double, half = (
-        plan(dtype=d, machine=machine) for d in ("float32", "float64", "bfloat16")
-    )
+    single, double, half = (plan(dtype=d) for d in ("float32", "float64", "bfloat16"))
     assert double.planned.bytes == 2 * single.planned.bytes == 4 * half.planned.bytes
     assert double.planned.peak == 2 * single.planned.peak
 

@@ -79,7 +79,7 @@ INLINE void store(float *to, vec value, i64 n = LANES) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(to, (__mmask16)((1u << n) - 1), (__m512)value);
 #elif defined(__AVX2__)
-  /* By halves: AMD's processors take 20 cycles and more for a store with a mask of AVX2. */
+  /* By halves: not every processor is quick to store by a mask of AVX2. */
   __m128 half = _mm256_castps256_ps128((__m256)value);
   if (n & 4) {
     _mm_storeu_ps(to, half);

@@ -194,7 +194,8 @@ class Accountant:
 
     def _suits(self, number: int, made: Sum) -> bool:
         """Whether kernels take a sum, and are quicker than an op for every operand: see `_fits` in
-        generated modules."""
+        generated modules, which hands them sums of few channels too; here these count as made of ops.
+        """
         assert made.accumulation, "kernels make sums of products"
         mixes = [made.accumulation.base, *made.accumulation.late.values()]
         read = [width for mix in mixes for width in self._widths(*self.program.ops[mix].args)]
