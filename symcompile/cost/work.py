@@ -193,8 +193,9 @@ class Accountant:
         return frozenset(fused)
 
     def _suits(self, number: int, made: Sum) -> bool:
-        """Whether kernels take a sum, and are quicker than an op for every operand: see `_fits` in
-        generated modules, which hands them sums of few channels too; here these count as made of ops.
+        """Whether a sum counts as made by kernels, quicker than an op for every operand.
+
+        See `_fits` in generated modules, which hands them sums of few channels too.
         """
         assert made.accumulation, "kernels make sums of products"
         mixes = [made.accumulation.base, *made.accumulation.late.values()]
