@@ -15,7 +15,8 @@ import pytest
 from symcompile.bench import child
 from symcompile.bench.child import Bench, check_gradients, check_outputs
 from symcompile.bench.contestants import Contestant, build_of, find_contestants, peers_beside
-from symcompile.bench.subject import Subject, Unsuited
+from symcompile.bench.ours import build_ours
+from symcompile.bench.subject import Setting, Subject, Unsuited
 from symcompile.bench.workloads import (
     SERIES,
     WORKLOADS,
@@ -25,6 +26,7 @@ from symcompile.bench.workloads import (
     transformer,
     workload,
 )
+from symcompile.check.draw import dtype_of
 from symcompile.diagrams import basis_size
 from symcompile.errors import OptionError, ShapeError
 from symcompile.spec import load_spec, parse_spec
@@ -138,6 +140,22 @@ def test_kernels_for_gpus_are_imported_for_those_who_use_them(
     monkeypatch.setitem(sys.modules, "symcompile_torch.triton", None)
     with pytest.raises(Unsuited, match="Triton is not installed"):
         build(TINY, SETTING)
+
+
+@pytest.mark.parametrize("optimize", ["auto", False])
+@pytest.mark.parametrize("name", [*WORKLOADS])
+def test_layers_keep_to_a_device_that_is_no_cpu(name: str, optimize: str | bool) -> None:
+    """With the plan of a GPU: torch refuses to mix tensors of two devices."""
+    dtype = "bfloat16" if optimize else "float32"
+    made = workload(name)
+    subject = build_ours(made, Setting(device="meta", dtype=dtype), "torch", optimize)
+    x, cotangent = (subject.put(made.inputs(seed, dtype_of(dtype))) for seed in range(2))
+    assert subject.train is not None
+    outputs, of_x, of_weights = subject.train(x, cotangent)
+    assert [y.shape for y in subject.forward(x)] == [y.shape for y in outputs]
+    assert [grad.shape for grad in of_x] == [tensor.shape for tensor in x]
+    kinds = {(t.device.type, t.dtype) for t in (*outputs, *of_x, *of_weights) if t is not None}
+    assert {(device, str(kind)) for device, kind in kinds} == {("meta", f"torch.{dtype}")}
 
 
 # --- peers ----------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ FUNCTIONS = {
             "t",
             "_unsafe_view",
             "is_grad_enabled",
-            *["_by_product", "_is_outer"],
+            *["_by_product", "_is_outer", "_along", "reduce", "index", "remove"],
             "new_ones",
             "div_",
             "unsqueeze",

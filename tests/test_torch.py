@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import itertools
 import logging
 import pickle
 import subprocess
@@ -875,6 +876,33 @@ def test_the_gradient_of_a_large_mean_is_a_view() -> None:
     (grad,) = torch.autograd.grad(mean.sum(), x["w"])
     assert grad.stride()[1] == 0
     assert (grad == 1 / 257).all()
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(4))], ids=str)
+def test_a_mean_of_axes_out_of_order_goes_by_memory(order: tuple[int, ...]) -> None:
+    layer, _ = tall()
+    module = sys.modules[type(layer).__module__]
+    whole = torch.rand(16, 9, 8, 64, dtype=torch.float64, requires_grad=True)
+    x = whole.permute(order)
+    reduced: list[bool] = []
+
+    def reduce(part: torch.Tensor, dim: int, **options: Any) -> torch.Tensor:
+        reduced.append(part.is_contiguous())
+        return torch.sum(part, dim, **options)
+
+    for dim in range(-4, 4):
+        expected = x.detach().numpy().mean(dim)
+        with torch.no_grad():
+            close(module._mean(x, dim, x.shape[dim]), torch.from_numpy(expected))
+        mean = module._mean(x, dim, x.shape[dim])
+        close(mean.detach(), torch.from_numpy(expected))
+        (grad,) = torch.autograd.grad(mean.square().sum(), x)
+        close(grad, (2 * mean.detach() / x.shape[dim]).unsqueeze(dim).expand(x.shape))
+        module._along(reduce, x.detach(), dim, None)
+        vmapped = torch.func.vmap(lambda part: module._mean(part, -1, x.shape[-1]))(x.detach())
+        close(vmapped, x.detach().mean(-1))
+    assert all(reduced)
+    assert module._along(torch.sum, x[:1, :1], -1, None).shape == (1, 1, x.shape[2])
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")

@@ -196,15 +196,21 @@ static void tile(const Sum &s, const Place &p, i64 at) {
         each<R>([&](auto r) HERE { y[r][v] += load(term + r * step, some); });
     });
   }
-  each<R>([&](auto r) HERE {
-    each<J>([&](auto v) HERE {
-      float *const to = p.y + at + r * s.width + v * LANES;
-      if (whole && s.streams)
-        stream(to, y[r][v]);
-      else
-        store(to, y[r][v], whole ? LANES : left - v * LANES);
+  /* What is written may be anything, so what says where is read before. */
+  float *to = p.y + at;
+  const i64 width = s.width;
+  if (whole && s.streams)
+    each<R>([&](auto r) HERE {
+      each<J>([&](auto v) HERE { stream(to + v * LANES, y[r][v]); });
+      to += width;
     });
-  });
+  else
+    each<R>([&](auto r) HERE {
+      each<J>([&](auto v) HERE {
+        store(to + v * LANES, y[r][v], whole ? LANES : left - v * LANES);
+      });
+      to += width;
+    });
 }
 
 typedef void Tile(const Sum &, const Place &, i64);
@@ -214,9 +220,11 @@ template <int R>
 static Tile *const TILES[2][2] = {{tile<R, 1, false>, tile<R, 1, true>},
                                   {tile<R, 2, false>, tile<R, 2, true>}};
 
-static void fetch(const float *x, i64 step, i64 rows, i64 depth) {
+/* Into the first cache, or the second only. GCC drops calls of what only fetches. */
+template <bool first>
+INLINE void fetch(const float *x, i64 step, i64 rows, i64 depth) {
   for (i64 row = 0; row < rows; row++)
-    for (i64 k = 0; k < depth; k += 16) __builtin_prefetch(x + row * step + k);
+    for (i64 k = 0; k < depth; k += 16) __builtin_prefetch(x + row * step + k, 0, first ? 3 : 2);
 }
 
 /* Puts the lines of `rows` rows side by side. */
@@ -263,8 +271,17 @@ static void sum_rows(const Sum &s, i64 outer, i64 places, i64 from, i64 to, floa
         const float *const here = x[i] + place * s.x_step[i][nearest];
         const i64 step = s.x_step[i][last], lines = apart ? s.lines[i] : 1;
         const i64 depth = apart ? s.depth[i] / lines : s.depth[i];
-        for (i64 l = 0; l < lines; l++)
-          fetch(here + (apart ? s.line[i][l] : 0) + AHEAD * rows * step, step, rows, depth);
+        /* What lies across, or at several places, shares few sets of the first cache: more of it
+           would be gone before it is used. */
+        const bool across = places > 1 && step > s.x_step[i][nearest];
+        const float *const next = here + (places > 1 ? 1 : AHEAD) * rows * step;
+        for (i64 l = 0; l < lines; l++) {
+          const float *const line = next + (apart ? s.line[i][l] : 0);
+          if (across)
+            fetch<false>(line, step, rows, depth);
+          else
+            fetch<true>(line, step, rows, depth);
+        }
         p.x[i] = here;
         if (lines == 1) continue;
         gather(here, step, rows, s.line[i], lines, depth, beside);

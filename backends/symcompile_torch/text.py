@@ -281,8 +281,20 @@ def _mean(x, dim, count, dtype=None):
             return _Mean.apply(x, dim)
         return _Mean.forward(x, dim)
     if x.requires_grad and torch.is_grad_enabled():
-        return x.sum(dim, dtype=dtype) / count
-    return x.mean(dim, dtype=dtype)
+        return _along(torch.sum, x, dim, dtype) / count
+    return _along(torch.mean, x, dim, dtype)
+
+
+def _along(reduce, x, dim, dtype):
+    """A sum or mean. Of axes that are not in the order of memory, torch's own goes to and fro."""
+    small = torch.compiler.is_compiling() or type(dim) is not int or x.numel() < 2**16
+    if small or x.device.type != "cpu" or x.is_contiguous():
+        return reduce(x, dim, dtype=dtype)
+    dim %= x.dim()
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    y = reduce(x.permute(order), order.index(dim), dtype=dtype)
+    order.remove(dim)
+    return y.permute([order.index(axis) for axis in range(x.dim()) if axis != dim])
 
 
 def _by_product(x, dim, dtype):
