@@ -220,11 +220,10 @@ template <int R>
 static Tile *const TILES[2][2] = {{tile<R, 1, false>, tile<R, 1, true>},
                                   {tile<R, 2, false>, tile<R, 2, true>}};
 
-/* Into the first cache, or the second only. GCC drops calls of what only fetches. */
-template <bool first>
+/* Inline: GCC drops calls of what only fetches. */
 INLINE void fetch(const float *x, i64 step, i64 rows, i64 depth) {
   for (i64 row = 0; row < rows; row++)
-    for (i64 k = 0; k < depth; k += 16) __builtin_prefetch(x + row * step + k, 0, first ? 3 : 2);
+    for (i64 k = 0; k < depth; k += 16) __builtin_prefetch(x + row * step + k);
 }
 
 /* Puts the lines of `rows` rows side by side. */
@@ -271,16 +270,15 @@ static void sum_rows(const Sum &s, i64 outer, i64 places, i64 from, i64 to, floa
         const float *const here = x[i] + place * s.x_step[i][nearest];
         const i64 step = s.x_step[i][last], lines = apart ? s.lines[i] : 1;
         const i64 depth = apart ? s.depth[i] / lines : s.depth[i];
-        /* What lies across, or at several places, shares few sets of the first cache: more of it
-           would be gone before it is used. */
+        /* Several places share few sets of the first cache: what is fetched further ahead would be
+           gone before it is used. What lies across goes on at the next places. */
         const bool across = places > 1 && step > s.x_step[i][nearest];
-        const float *const next = here + (places > 1 ? 1 : AHEAD) * rows * step;
         for (i64 l = 0; l < lines; l++) {
-          const float *const line = next + (apart ? s.line[i][l] : 0);
+          const float *const line = here + (apart ? s.line[i][l] : 0);
           if (across)
-            fetch<false>(line, step, rows, depth);
+            fetch(line + places * s.x_step[i][nearest], step, rows, depth);
           else
-            fetch<true>(line, step, rows, depth);
+            fetch(line + (places > 1 ? 1 : AHEAD) * rows * step, step, rows, depth);
         }
         p.x[i] = here;
         if (lines == 1) continue;
@@ -532,9 +530,10 @@ template <int K, int L>
 static Outer *const OUTERS[2][2] = {{outer_tile<L, 1, false>, outer_tile<L, 1, true>},
                                     {outer_tile<K, 2, false>, outer_tile<K, 2, true>}};
 
-/* total, [depth, padded], += the sum over rows of x^T g. */
-static void outer_rows(const float *x, i64 x_step, i64 depth, const float *g, i64 g_step, i64 width,
-                       i64 rows, double *total, i64 padded) {
+/* total, [depth, padded], += the sum over rows of x^T g. So far ahead of a row are those that are
+   fetched. */
+static void outer_rows(const float *x, i64 x_step, i64 depth, i64 x_ahead, const float *g,
+                       i64 g_step, i64 width, i64 g_ahead, i64 rows, double *total, i64 padded) {
   const i64 part = chunk_of(depth, width);
   for (i64 from = 0; from < rows; from += part) { // what all tiles read stays in the cache
     const i64 some = least(part, rows - from);
@@ -548,7 +547,7 @@ static void outer_rows(const float *x, i64 x_step, i64 depth, const float *g, i6
         const bool fits = depth - k >= most;
         double *const to = total + k * padded + at;
         (fits ? tile : one)(at_x + k, x_step, at_g + at, g_step, some, left, to, padded,
-                            part * x_step + line % depth - k, part * g_step + line % width - at);
+                            x_ahead + line % depth - k, g_ahead + line % width - at);
         k += fits ? most : 1;
       }
     }
@@ -577,6 +576,11 @@ static int outer(const Pool &pool, i64 axes, const i64 *shape, const float *x, c
   for (i64 axis = 0; axis < last; axis++) places *= shape[axis];
   double *const partial = zeros<double>(pool.threads * depth * padded);
   if (!partial) return 1;
+  /* The next part, or of what lies across the same rows two places on. */
+  const auto ahead = [&](const i64 *step) {
+    const i64 next = last > 0 ? step[last - 1] : 0;
+    return next && step[last] > next ? 2 * next : chunk_of(depth, width) * step[last];
+  };
   pool.run(places * parts, [&](i64 item, i64 thread) {
     const i64 from = item % parts * PART;
     const float *at_x = x + from * x_step[last], *at_g = g + from * g_step[last];
@@ -586,8 +590,8 @@ static int outer(const Pool &pool, i64 axes, const i64 *shape, const float *x, c
       at_g += rest % shape[axis] * g_step[axis];
       rest /= shape[axis];
     }
-    outer_rows(at_x, x_step[last], depth, at_g, g_step[last], width, least(PART, length - from),
-               partial + thread * depth * padded, padded);
+    outer_rows(at_x, x_step[last], depth, ahead(x_step), at_g, g_step[last], width, ahead(g_step),
+               least(PART, length - from), partial + thread * depth * padded, padded);
   });
   add_threads(partial, pool.threads, depth, width, padded, weight);
   free(partial);
@@ -648,8 +652,8 @@ static int back(const Pool &pool, const float *g, const float *x, i64 batch, i64
                    partial + item * size, over_count + row * inner * width, 1.0f);
         for (i64 at = from * line; at < (from + some) * line; at += chunk) {
           const i64 lines = least(chunk, (from + some) * line - at), place = b * rows * line + at;
-          outer_rows(x + place * depth, depth, depth, g + place * width, width, width, lines, mine,
-                     padded);
+          outer_rows(x + place * depth, depth, depth, chunk * depth, g + place * width, width, width,
+                     chunk * width, lines, mine, padded);
           sum_lines(b, at, lines);
         }
       }
