@@ -143,6 +143,12 @@ static T *zeros(i64 count) {
 
 /* -- sums of products ------------------------------------------------------------------------ */
 
+/* Where rows lie across, with places along the axis before them between: the step to the next place;
+   else 0. */
+INLINE i64 step_across(i64 axes, const i64 *step) {
+  return axes > 1 && step[axes - 1] > step[axes - 2] ? step[axes - 2] : 0;
+}
+
 struct Sum {
   i64 axes, products, terms;
   bool streams;
@@ -272,11 +278,11 @@ static void sum_rows(const Sum &s, i64 outer, i64 places, i64 from, i64 to, floa
         const i64 depth = apart ? s.depth[i] / lines : s.depth[i];
         /* Several places share few sets of the first cache: what is fetched further ahead would be
            gone before it is used. What lies across goes on at the next places. */
-        const bool across = places > 1 && step > s.x_step[i][nearest];
+        const i64 across = places > 1 ? step_across(s.axes, s.x_step[i]) : 0;
         for (i64 l = 0; l < lines; l++) {
           const float *const line = here + (apart ? s.line[i][l] : 0);
           if (across)
-            fetch(line + places * s.x_step[i][nearest], step, rows, depth);
+            fetch(line + places * across, step, rows, depth);
           else
             fetch(line + (places > 1 ? 1 : AHEAD) * rows * step, step, rows, depth);
         }
@@ -326,11 +332,9 @@ static Sum sum_into(float *y, i64 width, bool streams) {
 /* How many places along the axis before the last are to be computed at once: some, if rows of a
    product are further apart than they, unless threads would have nothing to do then. */
 static i64 at_once(const Sum &s, i64 items, i64 threads) {
-  for (int i = 0; s.axes > 1 && i < s.products; i++) {
-    const i64 *const step = s.x_step[i] + s.axes - 2;
-    if (items && step[0] && step[1] > step[0])
+  for (int i = 0; i < s.products; i++)
+    if (items && step_across(s.axes, s.x_step[i]))
       return least(parts_of(items, 4 * threads), least(ACROSS, s.shape[s.axes - 2]));
-  }
   return 1;
 }
 
@@ -530,8 +534,8 @@ template <int K, int L>
 static Outer *const OUTERS[2][2] = {{outer_tile<L, 1, false>, outer_tile<L, 1, true>},
                                     {outer_tile<K, 2, false>, outer_tile<K, 2, true>}};
 
-/* total, [depth, padded], += the sum over rows of x^T g. So far ahead of a row are those that are
-   fetched. */
+/* total, [depth, padded], += the sum over rows of x^T g. What is fetched is x_ahead and g_ahead
+   floats on. */
 static void outer_rows(const float *x, i64 x_step, i64 depth, i64 x_ahead, const float *g,
                        i64 g_step, i64 width, i64 g_ahead, i64 rows, double *total, i64 padded) {
   const i64 part = chunk_of(depth, width);
@@ -578,8 +582,8 @@ static int outer(const Pool &pool, i64 axes, const i64 *shape, const float *x, c
   if (!partial) return 1;
   /* The next part, or of what lies across the same rows two places on. */
   const auto ahead = [&](const i64 *step) {
-    const i64 next = last > 0 ? step[last - 1] : 0;
-    return next && step[last] > next ? 2 * next : chunk_of(depth, width) * step[last];
+    const i64 across = step_across(axes, step);
+    return across ? 2 * across : chunk_of(depth, width) * step[last];
   };
   pool.run(places * parts, [&](i64 item, i64 thread) {
     const i64 from = item % parts * PART;

@@ -287,8 +287,9 @@ def _mean(x, dim, count, dtype=None):
 
 def _along(reduce, x, dim, dtype):
     """A sum or mean. Of axes that are not in the order of memory, torch's own goes to and fro."""
-    small = torch.compiler.is_compiling() or type(dim) is not int or x.numel() < 2**16
-    if small or x.device.type != "cpu" or x.is_contiguous():
+    # Inductor orders axes itself; and what it traces, and what is exported, serves any size.
+    left = torch.compiler.is_compiling() or type(dim) is not int or x.device.type != "cpu"
+    if left or x.is_contiguous() or x.numel() < 2**16:
         return reduce(x, dim, dtype=dtype)
     dim %= x.dim()
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
