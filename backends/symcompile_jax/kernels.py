@@ -98,17 +98,12 @@ def two_means_fit(x: Array, axis: int) -> bool:
         and x.size >= _FEWEST
         # Threads, as many as cores, take four rows at a time.
         and prod(x.shape[:axis]) * -(-x.shape[axis] // 4) >= 2 * cores()
-        and _fill_vectors(prod(x.shape[axis + 2 :]))
+        and prod(x.shape[axis + 2 :]) > 1
     )
 
 
 def _have_room(products: int, terms: int, axes: int) -> bool:
     return max(products, terms, axes) <= MOST and axes > 0
-
-
-def _fill_vectors(channels: int) -> bool:
-    """Whether the vectors of a processor are well filled: if not, XLA is as fast or faster."""
-    return channels % 8 == 0 or channels > 16
 
 
 # -- sums of products -----------------------------------------------------------------------

@@ -9,7 +9,7 @@
 
    Threads are those of who includes this: a Pool has `threads`, their number, and
    `run(count, work)`, which calls work(item, thread) once for every item from 0 to count - 1, on
-   threads 0 to threads - 1. Items are much alike. */
+   threads 0 to threads - 1, and a `fence` after what a thread does. Items are much alike. */
 
 #pragma once
 
@@ -37,7 +37,7 @@ constexpr int PART = 256; // rows that a thread takes at once, and that float32 
 constexpr int FETCHED = 256; // floats between what is fetched and what is added up
 constexpr int CACHED = 1 << 13; // floats of the first cache that are worked on at a time
 constexpr int ACROSS = 8; // places that are computed at once where rows lie across
-constexpr int AHEAD = 4;  // tiles between what is fetched and what is computed
+constexpr int AHEAD = 2048; // floats between what is fetched and what is multiplied
 
 #define INLINE static inline __attribute__((always_inline))
 #define HERE __attribute__((always_inline))
@@ -95,7 +95,7 @@ INLINE void store(float *to, vec value, i64 n = LANES) {
 #endif
 }
 
-/* Past the caches: what is overwritten whole need not be read first. */
+/* Past the caches: what is overwritten whole need not be read first. Others see it after a fence. */
 INLINE void stream(float *to, vec value) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(to, (__m512)value);
@@ -149,10 +149,14 @@ INLINE i64 step_across(i64 axes, const i64 *step) {
   return axes > 1 && step[axes - 1] > step[axes - 2] ? step[axes - 2] : 0;
 }
 
-struct Sum {
-  i64 axes, products, terms;
+/* What there is in every row of a sum. */
+struct Row {
+  i64 products, terms, width, padded;
   bool streams;
-  i64 width, padded, shape[MOST];
+};
+
+struct Sum : Row {
+  i64 axes, shape[MOST];
   i64 depth[MOST], x_step[MOST][MOST], term_step[MOST][MOST];
   i64 lines[MOST]; // in which the channels of x lie, and where they begin
   const i64 *line[MOST];
@@ -160,40 +164,58 @@ struct Sum {
   float *y;
 };
 
-/* Where a tile begins. */
-struct Place {
-  const float *x[MOST], *term[MOST];
-  i64 step[MOST]; // of x, from row to row
+/* What is multiplied and added in tiles that follow one another: steps from row to row, what is next
+   from tile to tile, and how far ahead x is fetched. */
+struct Product {
+  const float *x, *weight;
+  i64 depth, step, next, ahead;
+
+  /* Whether rows of x lie side by side: they are fetched bit by bit, while others are multiplied. */
+  bool dense() const { return step == depth; }
+};
+struct Term {
+  const float *at;
+  i64 step, next;
+};
+struct Tiles {
+  Product product[MOST];
+  Term term[MOST];
   float *y;
+  i64 next;
 };
 
-/* R rows and J vectors of y, from channel `at`; `whole` says that the vectors do not reach over the
-   last channel. */
-template <int R, int J, bool whole>
-static void tile(const Sum &s, const Place &p, i64 at) {
-  vec y[R][J];
-  const i64 last = s.axes - 1;
-  const i64 left = s.width - at;
-  each<R>([&](auto r) HERE { each<J>([&](auto v) HERE { y[r][v] = vec{}; }); });
-  for (int i = 0; i < s.products; i++) {
-    const float *weight = s.weight[i] + at, *x = p.x[i];
-    const i64 step = p.step[i], depth = s.depth[i], padded = s.padded;
-    /* A pointer for every four rows: for one each there are not registers enough. */
-    const float *const x4 = x + 4 * step, *const x8 = x + 8 * step;
+/* R rows and J vectors of y += x @ weight, in the `index`th tile, from channel `at`. */
+template <int R, int J>
+INLINE void multiply(vec (&y)[R][J], const Product &p, i64 padded, i64 index, i64 at) {
+  const float *weight = p.weight + at, *const x = p.x + index * p.next;
+  /* A pointer for every four rows: for one each there are not registers enough. */
+  const float *const x4 = x + 4 * p.step, *const x8 = x + 8 * p.step, *far = x + p.ahead;
+  const i64 some = p.dense() ? R : 0;
 #pragma GCC unroll 4
-    for (i64 k = 0; k < depth; k++, weight += padded) {
-      vec row[J];
-      each<J>([&](auto v) HERE { row[v] = load(weight + v * LANES); });
-      each<R>([&](auto r) HERE {
-        const float a = (r < 4 ? x : r < 8 ? x4 : x8)[r % 4 * step + k];
-        each<J>([&](auto v) HERE { y[r][v] += a * row[v]; });
-      });
-    }
+  for (i64 k = 0; k < p.depth; k++, weight += padded, far += some) {
+    __builtin_prefetch(far);
+    vec row[J];
+    each<J>([&](auto v) HERE { row[v] = load(weight + v * LANES); });
+    each<R>([&](auto r) HERE {
+      const float a = (r < 4 ? x : r < 8 ? x4 : x8)[r % 4 * p.step + k];
+      each<J>([&](auto v) HERE { y[r][v] += a * row[v]; });
+    });
   }
-  for (int i = 0; i < s.terms; i++) {
-    const i64 step = s.term_step[i][last];
+}
+
+/* R rows and J vectors of y, from channel `at`; `whole` says that the vectors do not reach over the
+   last channel. The first product is given by itself: it stays in registers. */
+template <int R, int J, bool whole>
+INLINE void tile(const Row &s, const Product &first, const Tiles &t, i64 index, i64 at) {
+  vec y[R][J];
+  each<R>([&](auto r) HERE { each<J>([&](auto v) HERE { y[r][v] = vec{}; }); });
+  multiply(y, first, s.padded, index, at);
+  for (i64 i = 1; i < s.products; i++) multiply(y, t.product[i], s.padded, index, at);
+  const i64 left = s.width - at;
+  for (i64 i = 0; i < s.terms; i++) {
+    const i64 step = t.term[i].step;
     each<J>([&](auto v) HERE {
-      const float *const term = p.term[i] + at + v * LANES;
+      const float *const term = t.term[i].at + index * t.term[i].next + at + v * LANES;
       const i64 some = whole ? LANES : left - v * LANES;
       if (step == 0) {
         const vec same = load(term, some);
@@ -202,34 +224,59 @@ static void tile(const Sum &s, const Place &p, i64 at) {
         each<R>([&](auto r) HERE { y[r][v] += load(term + r * step, some); });
     });
   }
-  /* What is written may be anything, so what says where is read before. */
-  float *to = p.y + at;
-  const i64 width = s.width;
+  float *to = t.y + index * t.next + at;
   if (whole && s.streams)
     each<R>([&](auto r) HERE {
       each<J>([&](auto v) HERE { stream(to + v * LANES, y[r][v]); });
-      to += width;
+      to += s.width;
     });
   else
     each<R>([&](auto r) HERE {
       each<J>([&](auto v) HERE {
         store(to + v * LANES, y[r][v], whole ? LANES : left - v * LANES);
       });
-      to += width;
+      to += s.width;
     });
 }
 
-typedef void Tile(const Sum &, const Place &, i64);
-
-/* Tiles of R rows: [more than one vector wide][no channel is missing]. */
+/* Lines of the cache from x on, of `depth` floats in each of R rows. Inline: GCC drops calls of what
+   only fetches. */
 template <int R>
-static Tile *const TILES[2][2] = {{tile<R, 1, false>, tile<R, 1, true>},
-                                  {tile<R, 2, false>, tile<R, 2, true>}};
+INLINE void fetch(const float *x, i64 step, i64 depth) {
+  const float *const x4 = x + 4 * step, *const x8 = x + 8 * step;
+  for (i64 k = 0; k < depth; k += 16)
+    each<R>([&](auto r) HERE {
+      const float *const four = r < 4 ? x : r < 8 ? x4 : x8;
+      __builtin_prefetch(four + (r % 4 * step + k));
+    });
+}
 
-/* Inline: GCC drops calls of what only fetches. */
-INLINE void fetch(const float *x, i64 step, i64 rows, i64 depth) {
-  for (i64 row = 0; row < rows; row++)
-    for (i64 k = 0; k < depth; k += 16) __builtin_prefetch(x + row * step + k);
+/* Tiles `from` to `to`, of R rows and all channels. */
+template <int R>
+static void tiles(const Sum &sum, const Tiles &t, i64 from, i64 to) {
+  /* What is written may be anything, so what every tile asks for is read before. */
+  const Row s = sum;
+  const Product first = t.product[0];
+  for (i64 n = from; n < to; n++) {
+    if (!first.dense()) fetch<R>(first.x + n * first.next + first.ahead, first.step, first.depth);
+    for (i64 i = 1; i < s.products; i++) {
+      const Product &p = t.product[i];
+      if (!p.dense()) fetch<R>(p.x + n * p.next + p.ahead, p.step, p.depth);
+    }
+    for (i64 at = 0; at < s.width; at += 2 * LANES) {
+      const i64 left = s.width - at;
+      if (left == LANES)
+        tile<R, 1, true>(s, first, t, n, at);
+      else if (left < LANES)
+        tile<R, 1, false>(s, first, t, n, at);
+      else if constexpr (R <= WIDE) {
+        if (left >= 2 * LANES)
+          tile<R, 2, true>(s, first, t, n, at);
+        else
+          tile<R, 2, false>(s, first, t, n, at);
+      }
+    }
+  }
 }
 
 /* Puts the lines of `rows` rows side by side. */
@@ -242,6 +289,31 @@ static void gather(const float *x, i64 step, i64 rows, const i64 *line, i64 line
               depth - k);
 }
 
+/* The `index`th of these tiles, of R rows; what is apart is put side by side before. */
+template <int R>
+static void tile_apart(const Sum &s, Tiles t, i64 index, float *side) {
+  for (i64 i = 0; i < s.products; i++) {
+    if (s.lines[i] == 1) continue;
+    Product &p = t.product[i];
+    const float *const x = p.x + index * p.next;
+    const i64 depth = p.depth / s.lines[i];
+    for (i64 l = 0; l < s.lines[i]; l++) fetch<R>(x + p.ahead + s.line[i][l], p.step, depth);
+    gather(x, p.step, R, s.line[i], s.lines[i], depth, side);
+    p.x = side, p.step = p.depth, p.next = p.ahead = 0;
+    side += R * p.depth;
+  }
+  tiles<R>(s, t, index, index + 1);
+}
+
+/* `count` tiles of R rows; if some of x are `apart`, `side` has room for rows of all that are. */
+template <int R, bool apart>
+static void some_tiles(const Sum &s, const Tiles &t, i64 count, float *side) {
+  if (apart)
+    for (i64 n = 0; n < count; n++) tile_apart<R>(s, t, n, side);
+  else
+    tiles<R>(s, t, 0, count);
+}
+
 /* Rows `from` to `to` of the last axis, at `places` places from `outer` on: these count the places
    along the axes before it, and do not reach over the end of the nearest. A tile is computed for all
    places before the next: what lies across is read in longer runs then. If some are `apart`, in
@@ -251,60 +323,45 @@ static void sum_rows(const Sum &s, i64 outer, i64 places, i64 from, i64 to, floa
   const i64 last = s.axes - 1, nearest = last > 0 ? last - 1 : 0;
   const float *x[MOST], *term[MOST];
   float *y = s.y + (outer * s.shape[last] + from) * s.width;
-  Place p;
-  for (int i = 0; i < s.products; i++) {
-    x[i] = s.x[i] + from * s.x_step[i][last];
-    p.step[i] = s.lines[i] == 1 ? s.x_step[i][last] : s.depth[i];
-  }
-  for (int i = 0; i < s.terms; i++) term[i] = s.term[i] + from * s.term_step[i][last];
+  for (i64 i = 0; i < s.products; i++) x[i] = s.x[i] + from * s.x_step[i][last];
+  for (i64 i = 0; i < s.terms; i++) term[i] = s.term[i] + from * s.term_step[i][last];
   for (i64 axis = last - 1; axis >= 0; axis--) {
     const i64 at = outer % s.shape[axis];
     outer /= s.shape[axis];
-    for (int i = 0; i < s.products; i++) x[i] += at * s.x_step[i][axis];
-    for (int i = 0; i < s.terms; i++) term[i] += at * s.term_step[i][axis];
+    for (i64 i = 0; i < s.products; i++) x[i] += at * s.x_step[i][axis];
+    for (i64 i = 0; i < s.terms; i++) term[i] += at * s.term_step[i][axis];
   }
-  const bool tall = s.width <= LANES;
+  const i64 most = s.width <= LANES ? TALL : WIDE;
   while (from < to) {
-    const i64 left = to - from, most = tall ? TALL : WIDE;
-    const i64 rows = left >= most ? most : left >= FEW ? FEW : 1;
-    Tile *const(*tiles)[2] = TILES<1>;
-    if (rows == FEW) tiles = TILES<FEW>;
-    if (rows == most) tiles = tall ? TILES<TALL> : TILES<WIDE>;
-    for (i64 place = 0; place < places; place++) {
-      float *beside = side;
-      for (int i = 0; i < s.products; i++) {
-        const float *const here = x[i] + place * s.x_step[i][nearest];
-        const i64 step = s.x_step[i][last], lines = apart ? s.lines[i] : 1;
-        const i64 depth = apart ? s.depth[i] / lines : s.depth[i];
-        /* Several places share few sets of the first cache: what is fetched further ahead would be
-           gone before it is used. What lies across goes on at the next places. */
-        const i64 across = places > 1 ? step_across(s.axes, s.x_step[i]) : 0;
-        for (i64 l = 0; l < lines; l++) {
-          const float *const line = here + (apart ? s.line[i][l] : 0);
-          if (across)
-            fetch(line + places * across, step, rows, depth);
-          else
-            fetch(line + (places > 1 ? 1 : AHEAD) * rows * step, step, rows, depth);
-        }
-        p.x[i] = here;
-        if (lines == 1) continue;
-        gather(here, step, rows, s.line[i], lines, depth, beside);
-        p.x[i] = beside;
-        beside += rows * s.depth[i];
-      }
-      for (int i = 0; i < s.terms; i++) p.term[i] = term[i] + place * s.term_step[i][nearest];
-      p.y = y + place * s.shape[last] * s.width;
-      for (i64 at = 0; at < s.width; at += 2 * LANES) {
-        const bool two = s.width - at > LANES;
-        tiles[two][s.width - at >= (1 + two) * LANES](s, p, at);
-      }
+    const i64 left = to - from, rows = left >= most ? most : left >= FEW ? FEW : 1;
+    const i64 count = places > 1 ? places : left / rows;
+    const auto next = [&](const i64 *step) HERE {
+      return places > 1 ? step[nearest] : rows * step[last];
+    };
+    Tiles t{};
+    for (i64 i = 0; i < s.products; i++) {
+      /* Several places share few sets of the first cache: what is fetched further ahead would be
+         gone before it is used. What lies across goes on at the next places. */
+      const i64 *const step = s.x_step[i], depth = s.depth[i];
+      const i64 far = places > 1 || rows * depth > AHEAD || depth == 0 ? rows : AHEAD / depth;
+      const i64 across = places > 1 ? step_across(s.axes, step) : 0;
+      t.product[i] = Product{x[i],       s.weight[i], depth,
+                             step[last], next(step),  across ? places * across : far * step[last]};
     }
-    from += rows;
-    y += rows * s.width;
-    for (int i = 0; i < s.products; i++) x[i] += rows * s.x_step[i][last];
-    for (int i = 0; i < s.terms; i++) term[i] += rows * s.term_step[i][last];
+    for (i64 i = 0; i < s.terms; i++)
+      t.term[i] = Term{term[i], s.term_step[i][last], next(s.term_step[i])};
+    t.y = y, t.next = (places > 1 ? s.shape[last] : rows) * s.width;
+    const auto some = rows == 1      ? some_tiles<1, apart>
+                      : rows == FEW  ? some_tiles<FEW, apart>
+                      : most == TALL ? some_tiles<TALL, apart>
+                                     : some_tiles<WIDE, apart>;
+    some(s, t, count, side);
+    const i64 done = places > 1 ? rows : rows * count;
+    from += done;
+    y += done * s.width;
+    for (i64 i = 0; i < s.products; i++) x[i] += done * s.x_step[i][last];
+    for (i64 i = 0; i < s.terms; i++) term[i] += done * s.term_step[i][last];
   }
-  if (s.streams) fence();
 }
 
 /* Weights with rows padded to whole tiles, for s; to be freed. */
@@ -369,16 +426,17 @@ static int sum(const Pool &pool, i64 axes, const i64 *shape, i64 width, i64 prod
   const bool enough = packed && side;
   i64 outer = 1;
   for (i64 axis = 0; axis < axes - 2; axis++) outer *= shape[axis];
-  const i64 length = shape[axes - 1], parts = parts_of(length, PART);
-  const i64 count = axes > 1 ? shape[axes - 2] : 1;
+  const i64 length = shape[axes - 1], count = axes > 1 ? shape[axes - 2] : 1;
+  const bool many = outer * count * length >= 16 * PART * pool.threads;
+  const i64 part = many ? 4 * PART : PART, parts = parts_of(length, part);
   const i64 some = at_once(s, outer * count * parts, pool.threads), blocks = parts_of(count, some);
   if (enough)
     pool.run(outer * blocks * parts, [&](i64 item, i64 thread) {
-      const i64 from = item % parts * PART, block = item / parts;
+      const i64 from = item % parts * part, block = item / parts;
       const i64 place = block % blocks * some;
       const auto rows = beside ? sum_rows<true> : sum_rows<false>;
       rows(s, block / blocks * count + place, least(some, count - place), from,
-           least(from + PART, length), side + thread * room);
+           least(from + part, length), side + thread * room);
     });
   free(packed), free(side);
   return !enough;
@@ -402,14 +460,20 @@ static void sum_both(const float *x, i64 step, i64 next, i64 rows, i64 count, i6
       for (i64 start = 0; start < count; start += PART) {
         const i64 end = least(start + PART, count);
         vec sum[4] = {};
-        if (some == 4 && lanes >= LANES)
+        const auto add_four = [&](auto whole) HERE {
+          const i64 size = whole ? LANES : lanes;
           for (i64 n = start; n < end; n++, from += next, to += width) {
             each<4>([&](auto r) HERE { __builtin_prefetch(from + r * step + ahead); });
-            const vec a = load(from), b = load(from + step);
-            const vec c = load(from + 2 * step), d = load(from + 3 * step);
+            const vec a = load(from, size), b = load(from + step, size);
+            const vec c = load(from + 2 * step, size), d = load(from + 3 * step, size);
             sum[0] += a, sum[1] += b, sum[2] += c, sum[3] += d;
-            store(to, load(to) + ((a + b) + (c + d)));
+            store(to, load(to, size) + ((a + b) + (c + d)), size);
           }
+        };
+        if (some == 4 && lanes >= LANES)
+          add_four(std::true_type{});
+        else if (some == 4)
+          add_four(std::false_type{});
         else
           for (i64 n = start; n < end; n++, from += next, to += width)
             for (i64 r = 0; r < some; r++) {

@@ -9,8 +9,12 @@ struct OpenMP {
 
   template <typename Work>
   void run(i64 count, Work work) const {
-#pragma omp parallel for num_threads((int)threads) schedule(static)
-    for (i64 item = 0; item < count; item++) work(item, (i64)omp_get_thread_num());
+#pragma omp parallel num_threads((int)threads)
+    {
+#pragma omp for schedule(static) nowait
+      for (i64 item = 0; item < count; item++) work(item, (i64)omp_get_thread_num());
+      fence();
+    }
   }
 };
 

@@ -239,7 +239,6 @@ static void product_block(i64 rows, i64 depth, const Shape &of, const Panel *pan
       }
     }
   }
-  if (streams) fence();
 }
 
 #if SYMCOMPILE_AMX
@@ -317,7 +316,6 @@ static bool amx_block(i64 rows, i64 depth, const Panel *panel, i64 panels, const
     }
   }
   tiles_end();
-  if (streams) fence();
   bool finite = true;
   for (int lane = 0; lane < LANES; lane++) finite = finite && most[lane] < 0x7f800000;
   return finite;

@@ -36,9 +36,11 @@ struct Pool {
     /* A task that begins after all parts are claimed finds nothing but this. */
     const auto progress = std::make_shared<Progress>();
     const auto take = [=, work = &work](i64 thread) {
-      for (i64 claimed; (claimed = progress->claimed++) < parts; progress->done++)
+      for (i64 claimed; (claimed = progress->claimed++) < parts; progress->done++) {
         for (i64 item = claimed * part; item < least(claimed * part + part, count); item++)
           (*work)(item, thread);
+        fence();
+      }
     };
     for (i64 thread = 1; thread < least(threads, parts); thread++)
       pool.Schedule([=] { take(thread); });

@@ -58,11 +58,6 @@ def _too_few(batch: int, rows: int) -> bool:
     return batch * -(-rows // 4) < 2 * torch.get_num_threads()
 
 
-def _fills_vectors(channels: int) -> bool:
-    """Whether vectors are filled so far that one go over rows is quicker than two of PyTorch's."""
-    return channels % 8 == 0 or channels > 16
-
-
 def _rows_in_order(x: Tensor, order: Sequence[int]) -> Tensor:
     return x.permute(*order, *range(len(order), x.dim()))
 
@@ -134,7 +129,7 @@ def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
     # Where the second axis has the longer steps, the kernel may take its entries as rows.
     most = max(rows, count) if x.stride(axis) < x.stride(axis + 1) else rows
     width = x.shape[axis + 2 :].numel()
-    if x.numel() == 0 or _too_few(before, most) or not _fills_vectors(width):
+    if x.numel() == 0 or _too_few(before, most) or width == 1:
         how = torch.mean if mean else torch.sum
         return how(x, axis).contiguous(), how(x, axis + 1).contiguous()
     lies = lie_side_by_side(x, axis + 2)
@@ -219,7 +214,7 @@ def _back(grad: Tensor, x: Tensor, weight: Tensor, axis: int) -> tuple[Tensor, .
     check_back(grad, x, weight, axis)
     inner = grad.shape[axis + 2 :].numel()
     few = _too_few(grad.shape[:axis].numel(), grad.shape[axis])
-    if grad.numel() == 0 or few or not _fills_vectors(inner):
+    if grad.numel() == 0 or few or inner == 1:
         order = list(range(grad.dim() - 1))
         to_x = _linear_sum([grad], [weight.t()], [0], order, [])
         return to_x, _outer(x, order, grad), *_sums(grad, axis, False)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
-from itertools import product
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -83,9 +82,15 @@ def lines(x: Tensor, axes: int) -> list[int]:
     """Where the channels of a row begin: all axes after `axes`, of which the last is a line."""
     if x.dim() == axes + 1 or x.numel() == 0 or lie_side_by_side(x, axes):
         return [0]
-    places = product(*map(range, x.shape[axes:-1]))
-    along = x.stride()[axes:-1]
-    return [sum(k * step for k, step in zip(place, along, strict=True)) for place in places]
+    return _places(tuple(x.shape[axes:-1]), tuple(x.stride()[axes:-1]))
+
+
+@lru_cache(256)
+def _places(shape: tuple[int, ...], steps: tuple[int, ...]) -> list[int]:
+    places = [0]
+    for size, step in zip(shape, steps, strict=True):
+        places = [place + k * step for place in places for k in range(size)]
+    return places
 
 
 def check_dtype(*tensors: Tensor) -> None:
