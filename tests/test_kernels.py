@@ -230,6 +230,23 @@ def test_products_across_are_computed_in_blocks(sizes) -> None:  # type: ignore[
         torch.set_num_threads(before)
 
 
+def test_long_rows_past_the_caches() -> None:
+    """Rows in several parts, of a result that is streamed; those of one product do not touch."""
+    rng = np.random.default_rng(7)
+    x, beside = draw(rng, 64, 2100, 16), draw(rng, 64, 2100, 24)[..., 3:19]
+    weights = [draw(rng, 16, 16), draw(rng, 16, 16)]
+    terms = [draw(rng, 64, 1, 16), draw(rng, 2100, 16)]
+    given = [x, beside], weights, [0, 1], [0, 1, 0, 1], terms
+    wanted = sum_of(doubled([x, beside]), doubled(weights), *given[2:4], doubled(terms))
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            close(ops.linear_sum(*given), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_any_number_of_threads() -> None:
     rng = np.random.default_rng(3)
     x, weight, term = draw(rng, 3, 50, 60, 16), draw(rng, 16, 16), draw(rng, 3, 1, 60, 16)
