@@ -231,18 +231,21 @@ def test_products_across_are_computed_in_blocks(sizes) -> None:  # type: ignore[
 
 
 def test_long_rows_past_the_caches() -> None:
-    """Rows in several parts, of a result that is streamed; those of one product do not touch."""
+    """Rows in several parts, of a result that is streamed; those of one product do not touch, and
+    those of another lie across."""
     rng = np.random.default_rng(7)
     x, beside = draw(rng, 64, 2100, 16), draw(rng, 64, 2100, 24)[..., 3:19]
-    weights = [draw(rng, 16, 16), draw(rng, 16, 16)]
+    values, orders = [x, beside, draw(rng, 2100, 64, 16)], [0, 1, 0, 1, 1, 0]
+    weights = [draw(rng, 16, 16) for _ in values]
     terms = [draw(rng, 64, 1, 16), draw(rng, 2100, 16)]
-    given = [x, beside], weights, [0, 1], [0, 1, 0, 1], terms
-    wanted = sum_of(doubled([x, beside]), doubled(weights), *given[2:4], doubled(terms))
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            close(ops.linear_sum(*given), wanted)
+        for count in (2, 3):  # the third makes blocks of the first axis
+            given = values[:count], weights[:count], [*range(count)], orders[: 2 * count], terms
+            wanted = sum_of(*map(doubled, given[:2]), *given[2:4], doubled(terms))
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                close(ops.linear_sum(*given), wanted)
     finally:
         torch.set_num_threads(before)
 

@@ -34,10 +34,11 @@ constexpr int FEW = 4;    // rows of a tile where more do not fit
 constexpr int DEEP = 16;  // rows of a tile of an outer product, of one vector; half of two
 constexpr int MOST = 8;   // axes, products and terms of a sum
 constexpr int PART = 256; // rows that a thread takes at once, and that float32 adds up in order
+constexpr int LONG = 1024; // rows of a sum that a thread takes at once where there are many
 constexpr int FETCHED = 256; // floats between what is fetched and what is added up
 constexpr int CACHED = 1 << 13; // floats of the first cache that are worked on at a time
 constexpr int ACROSS = 8; // places that are computed at once where rows lie across
-constexpr int AHEAD = 2048; // floats between what is fetched and what is multiplied
+constexpr int AHEAD = 2048; // floats between what is fetched and what is multiplied, row by row
 
 #define INLINE static inline __attribute__((always_inline))
 #define HERE __attribute__((always_inline))
@@ -338,7 +339,7 @@ static void sum_rows(const Sum &s, i64 outer, i64 places, i64 from, i64 to, floa
     const auto next = [&](const i64 *step) HERE {
       return places > 1 ? step[nearest] : rows * step[last];
     };
-    Tiles t{};
+    Tiles t{{{s.y, s.y, 0, 0, 0, 0}}, {}, y, (places > 1 ? s.shape[last] : rows) * s.width};
     for (i64 i = 0; i < s.products; i++) {
       /* Several places share few sets of the first cache: what is fetched further ahead would be
          gone before it is used. What lies across goes on at the next places. */
@@ -350,7 +351,6 @@ static void sum_rows(const Sum &s, i64 outer, i64 places, i64 from, i64 to, floa
     }
     for (i64 i = 0; i < s.terms; i++)
       t.term[i] = Term{term[i], s.term_step[i][last], next(s.term_step[i])};
-    t.y = y, t.next = (places > 1 ? s.shape[last] : rows) * s.width;
     const auto some = rows == 1      ? some_tiles<1, apart>
                       : rows == FEW  ? some_tiles<FEW, apart>
                       : most == TALL ? some_tiles<TALL, apart>
@@ -427,8 +427,8 @@ static int sum(const Pool &pool, i64 axes, const i64 *shape, i64 width, i64 prod
   i64 outer = 1;
   for (i64 axis = 0; axis < axes - 2; axis++) outer *= shape[axis];
   const i64 length = shape[axes - 1], count = axes > 1 ? shape[axes - 2] : 1;
-  const bool many = outer * count * length >= 16 * PART * pool.threads;
-  const i64 part = many ? 4 * PART : PART, parts = parts_of(length, part);
+  const i64 part = outer * count * length < 16 * LONG * pool.threads ? PART : LONG;
+  const i64 parts = parts_of(length, part);
   const i64 some = at_once(s, outer * count * parts, pool.threads), blocks = parts_of(count, some);
   if (enough)
     pool.run(outer * blocks * parts, [&](i64 item, i64 thread) {

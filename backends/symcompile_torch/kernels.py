@@ -53,9 +53,10 @@ _STREAMED = 2**23
 """Bytes of a result from which it is written past the caches."""
 
 
-def _too_few(batch: int, rows: int) -> bool:
-    """Whether there are too few rows for all threads, four of which make a part."""
-    return batch * -(-rows // 4) < 2 * torch.get_num_threads()
+def _too_few(x: Tensor, axis: int, rows: int) -> bool:
+    """Whether there are too few rows along an axis for all threads, four of which make a part."""
+    batch = x.shape[:axis].numel()
+    return x.numel() == 0 or batch * -(-rows // 4) < 2 * torch.get_num_threads()
 
 
 def _rows_in_order(x: Tensor, order: Sequence[int]) -> Tensor:
@@ -129,7 +130,7 @@ def _sums(x: Tensor, axis: int, mean: bool) -> tuple[Tensor, Tensor]:
     # Where the second axis has the longer steps, the kernel may take its entries as rows.
     most = max(rows, count) if x.stride(axis) < x.stride(axis + 1) else rows
     width = x.shape[axis + 2 :].numel()
-    if x.numel() == 0 or _too_few(before, most) or width == 1:
+    if width == 1 or _too_few(x, axis, most):  # PyTorch's own are as quick
         how = torch.mean if mean else torch.sum
         return how(x, axis).contiguous(), how(x, axis + 1).contiguous()
     lies = lie_side_by_side(x, axis + 2)
@@ -212,9 +213,8 @@ def _back(grad: Tensor, x: Tensor, weight: Tensor, axis: int) -> tuple[Tensor, .
     """The gradients of x, weight and two terms, of a sum of `x @ weight` and terms that were
     broadcast over `axis` and over the axis after it."""
     check_back(grad, x, weight, axis)
-    inner = grad.shape[axis + 2 :].numel()
-    few = _too_few(grad.shape[:axis].numel(), grad.shape[axis])
-    if grad.numel() == 0 or few or inner == 1:
+    width = grad.shape[axis + 2 :].numel()
+    if width == 1 or _too_few(grad, axis, grad.shape[axis]):
         order = list(range(grad.dim() - 1))
         to_x = _linear_sum([grad], [weight.t()], [0], order, [])
         return to_x, _outer(x, order, grad), *_sums(grad, axis, False)
@@ -264,7 +264,7 @@ def _back_from(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and weight: of `x @ weight`, and of the sums of x over `axis` and over the
     axis after it, whose gradients are `first` and `second`."""
-    if grad.numel() == 0 or _too_few(grad.shape[:axis].numel(), grad.shape[axis]):
+    if _too_few(grad, axis, grad.shape[axis]):
         order = list(range(grad.dim() - 1))
         terms = [first.unsqueeze(axis), second.unsqueeze(axis + 1)]
         return _linear_sum([grad], [weight.t()], [0], order, terms), _outer(x, order, grad)

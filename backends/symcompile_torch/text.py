@@ -246,7 +246,9 @@ def _reads_once(x, dim, dtype):
         if step != row and size != 1:
             break
         row *= size
-    return row > 1 if x.device.type == "cpu" else _fill_vectors(row)
+    if x.device.type == "cpu" and row == x.shape[dim + 2 :].numel():
+        return row > 1
+    return _fill_vectors(row)  # a GPU's, or one for every line
 
 
 '''
@@ -651,7 +653,7 @@ _TRITON_DTYPES = torch.float32, torch.bfloat16, torch.float16
 
 
 def _fill_vectors(channels):
-    """Whether the vectors of a GPU are well filled."""
+    """Whether the vectors of a processor are well filled by so many channels side by side."""
     return channels % 8 == 0 or channels > 16
 
 
