@@ -10,7 +10,7 @@
 
 #pragma once
 
-#include "kernels.hpp"
+#include "vectors.hpp"
 
 /* By GCC: Clang wants what calls its assembler to be compiled for processors with the unit alone. */
 #if defined(__AVX512F__) && defined(__linux__) && defined(__x86_64__) && !defined(__clang__) && \

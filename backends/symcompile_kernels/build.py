@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 __all__ = ["build", "cores", "library", "runs_here"]
 
 FOLDER = Path(__file__).parent
-HEADERS = FOLDER / "kernels.hpp", FOLDER / "products.hpp", FOLDER / "amx.hpp"
+HEADERS = [FOLDER / f"{name}.hpp" for name in ("vectors", "kernels", "amx", "products")]
 FLAGS = ("-O3", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fPIC", "-shared")
 HOSTS = {"openmp": ("-fopenmp",), "xla": ("-pthread",)}
 """Sources and their own flags: for PyTorch, and for JAX, whose headers are in jaxlib."""

@@ -10,7 +10,7 @@
 #pragma once
 
 #include "amx.hpp"
-#include "kernels.hpp"
+#include "vectors.hpp"
 
 constexpr int ROWS = LANES == 16 ? 12 : LANES == 8 ? 6 : 3; // of a tile of two vectors
 static_assert(ROWS <= LANES && ROWS % 3 == 0, "rows are packed as lanes, and tiles come in thirds");
