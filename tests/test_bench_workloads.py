@@ -196,7 +196,25 @@ def test_one_term_at_a_time_has_the_whole_basis() -> None:
     assert np.linalg.matrix_rank(np.stack(maps)) == 15
 
 
-@pytest.mark.parametrize("made", [TINY, CNN], ids=lambda w: w.name)
+IN_PYTORCH = own_workload(
+    {
+        "conv": {"weight": ("a", None, None, None), "bias": ("a",)},
+        "next": {"weight": ("b", "a", None, None), "bias": ("b",)},
+        "head": {"weight": (None, ("b", None)), "bias": (None,)},
+    },
+    shapes={
+        "conv": {"weight": (5, 2, 3, 3), "bias": (5,)},
+        "next": {"weight": (4, 5, 3, 3), "bias": (4,)},
+        "head": {"weight": (7, 24), "bias": (7,)},
+    },
+    sizes={"b": 4},
+    batch=2,
+    channels=3,
+    name="pytorch",
+)
+
+
+@pytest.mark.parametrize("made", [TINY, CNN, IN_PYTORCH], ids=lambda w: w.name)
 def test_nfn_is_equivariant_on_its_own_layout(made: Workload) -> None:
     pytest.importorskip("nfn", reason="nfn is not installed")
     subject = build_of(_peer("nfn"))(made, SETTING)

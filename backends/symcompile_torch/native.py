@@ -9,8 +9,9 @@ whether there is one for this processor.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
+from struct import Struct
 from typing import Any
 
 import torch
@@ -59,19 +60,23 @@ def call(name: str, width: int, *args: Any) -> None:
 
 def _plain(value: Any) -> Any:
     """A tensor as its address (none as null), several as an array, numbers as the kernels want."""
-    match value:
-        case Tensor():
-            return ctypes.c_void_p(value.data_ptr())
-        case None:
-            return ctypes.c_void_p()
-        case float():
-            return ctypes.c_float(value)
-        case int():
-            return ctypes.c_int64(value)
-        case [Tensor(), *_]:
-            return (ctypes.c_void_p * len(value))(*[tensor.data_ptr() for tensor in value])
-        case _:
-            return (ctypes.c_int64 * max(len(value), 1))(*value)
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if value is None:
+        return ctypes.c_void_p()
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    if value and isinstance(value[0], Tensor):
+        value = [tensor.data_ptr() for tensor in value]
+    return _packed(len(value))(*value)
+
+
+@cache
+def _packed(count: int) -> Callable[..., bytes]:
+    """To bytes, which takes half the time that an array of ctypes does."""
+    return Struct(f"{count}q").pack
 
 
 def steps(tensors: Sequence[Tensor], axes: int) -> list[int]:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symcompile_torch.registry import Operator, is_batched
+from symcompile_torch.autograd import is_batched
+from symcompile_torch.registry import Operator
 
 __all__ = [
     "MOST",
@@ -105,7 +106,7 @@ def _linear_sum_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _linear_sum_back(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     saved = ctx.saved_tensors  # once: checkpointing hands it out once
     x, weights = saved[: ctx.count], saved[ctx.count :]
-    to_x, to_weights, _, _, to_terms = ctx.needs_input_grad
+    to_x, to_weights, _, _, to_terms = ctx.needs
     ops, grad = torch.ops.symcompile, grad.contiguous()
     pair = _pair(grad, ctx.terms, to_terms)
     usual = ctx.orders == [list(range(grad.dim() - 1))] and to_x[0] and to_weights[0]
@@ -235,7 +236,7 @@ def _sums_held_keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _sums_held_back(
     ctx: Any, first: Tensor | None, second: Tensor | None, grad: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-    to_x, to_weight, *_ = ctx.needs_input_grad
+    to_x, to_weight, *_ = ctx.needs
     ops, axis = torch.ops.symcompile, ctx.axis
     like = next((one for one in (first, second, grad) if one is not None), None)
     if like is None:  # autograd runs a node though no gradient reaches it

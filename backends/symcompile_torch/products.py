@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from symcompile_torch.autograd import is_batched
 from symcompile_torch.native import (
     call,
     check_dtype,
     lines,
     steps,
 )
-from symcompile_torch.registry import Operator, is_batched
+from symcompile_torch.registry import Operator
 from symcompile_torch.strides import channels_last
 
 __all__ = ["COMPUTES", "PRODUCTS"]
@@ -136,7 +137,7 @@ def _mixed_keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _mixed_gradients(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
     *x, weight = ctx.saved_tensors
-    to_x, to_weight, *_ = ctx.needs_input_grad
+    to_x, to_weight, *_ = ctx.needs
     of_x: Any = [None] * len(x)
     if any(to_x):
         made = _mix(grads, weight, not ctx.transposed, ctx.rows, *ctx.laid_out)
@@ -219,7 +220,7 @@ def _mixed_back_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     found = (
         _mix(parts, grad, transposed, ctx.rows, *like) if any(needed) else [None] * len(needed)
         for parts, transposed, like, needed in zip(
-            (g, x), (True, False), ctx.laid_out, ctx.needs_input_grad, strict=False
+            (g, x), (True, False), ctx.laid_out, ctx.needs, strict=False
         )
     )
     return *found, None

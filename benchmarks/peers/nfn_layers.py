@@ -42,7 +42,7 @@ def layers_of(workload: Workload) -> list[Layer]:
     """The network's layers, first to last.
 
     Raises:
-        Unsuited: the workload is no chain of layers, each with a kernel and a bias.
+        Unsuited: the workload is no chain of layers, each with a kernel (or weight) and a bias.
     """
     leaves = workload.spec.leaves
     layers = [_layer(node, leaves) for node in _parts(workload.spec.structure)]
@@ -71,17 +71,20 @@ def _parts(node: Node) -> list[DictNode]:
 
 def _layer(node: DictNode, leaves: tuple[Leaf, ...]) -> Layer:
     named = {key: child.index for key, child in node.items if isinstance(child, LeafNode)}
-    if set(named) != {"kernel", "bias"}:
-        raise Unsuited("nfn has layers for networks whose layers are a kernel and a bias")
-    kernel, bias = leaves[named["kernel"]], leaves[named["bias"]]
-    *before, out = range(len(kernel.atoms))
-    permuted = [axis for axis in before if isinstance(kernel.atoms[axis], Perm)]
-    # Without a permuted axis the inputs are the axis beside the outputs, as in Flax's kernels.
-    into = permuted[0] if permuted else before[-1] if before else -1
+    weight = "weight" if "weight" in named else "kernel"
+    if set(named) != {weight, "bias"}:
+        raise Unsuited("nfn has layers for networks of layers, each a kernel or weight and a bias")
+    kernel, bias = leaves[named[weight]], leaves[named["bias"]]
+    # A kernel of Flax ends with the outputs, a weight of PyTorch begins with them.
+    axes = range(len(kernel.atoms))
+    out, *others = axes if weight == "weight" else reversed(axes)
+    permuted = [axis for axis in others if isinstance(kernel.atoms[axis], Perm)]
+    # Without a permuted axis the inputs are the axis beside the outputs, as in both.
+    into = (permuted or others or [-1])[0]
     if len(permuted) > 1 or into < 0 or bias.atoms != (kernel.atoms[out],):
         raise Unsuited("nfn has layers for kernels from one permutation to another")
-    taps = [axis for axis in before if axis != into]
-    return Layer(named["kernel"], named["bias"], (out, into, *taps))
+    taps = sorted(axis for axis in others if axis != into)
+    return Layer(named[weight], named["bias"], (out, into, *taps))
 
 
 def _atoms(layer: Layer, leaves: tuple[Leaf, ...]) -> tuple[Perm | Fixed, Perm | Fixed]:
