@@ -366,10 +366,10 @@ def child(script: str, *arguments: str) -> Any:
 
 def excerpt(source: str) -> list[str]:
     """The first mix of a generated torch file."""
-    groups = [group.split("\n\n")[0] for group in source.split("        # Signature")[1:]]
+    groups = [group.split("\n\n")[0] for group in source.split("    # Signature")[1:]]
     mix = next(group for group in groups if "torch.cat((" in group)
     head, split, rest = mix.partition(".split(")
-    return textwrap.dedent(f"        # Signature{head}{split}{rest.splitlines()[0]}").splitlines()
+    return textwrap.dedent(f"    # Signature{head}{split}{rest.splitlines()[0]}").splitlines()
 
 
 def heading(console: Console, number: int, title: str) -> None:

@@ -87,7 +87,9 @@ def test_both_factors_of_low_rank_are_batched_and_nothing_is_brought_together_be
     assert all(name.endswith("_out") for name in second.weights)
     assert all(isinstance(compiled.program.ops[arg], Pick) for arg in second.args)
     source = sc.compile(CHAIN, **BOUND, rank=1).source
-    source = source[source.index("def forward") : source.index("def _draw")]
+    back = source[source.index("def _gradients") : source.index("class _Layer(")]
+    assert back.count("torch.bmm") == 4  # two products, and the gradients of two stacks
+    source = source[source.index("def _layer") : source.index("def _gradients")]
     assert source.count("torch.bmm") == 2
     behind = next(line for line in source.splitlines() if "stack_1)" in line)
     assert "cat" not in behind

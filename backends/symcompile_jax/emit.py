@@ -339,7 +339,7 @@ def emit(compiled: Compiled) -> str:
         read=block(parts.read, 4),
         cast=block((f"{name} = {name}.astype(dtype)" for name in parts.inputs), 4),
         weights=block(weights, 4),
-        compute=block(parts.compute, 4),
+        compute=block((*parts.compute, *parts.trees), 4),
         result=block((f"return {parts.result}",), 4),
         reading=reading(
             "array", "an array", 'hasattr({}, "shape") and hasattr({}, "dtype")', "jnp.asarray({})"
@@ -393,6 +393,7 @@ class _Jax:
 
     takes_parts = True
     moves_together = True
+    pairs = "mean"
     joins_late = False  # kernels look through what XLA would join
 
     def join(self, value: str, channels: int) -> str:

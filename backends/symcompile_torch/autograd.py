@@ -57,7 +57,7 @@ def with_gradient(
         flat: list[Any] = [None, None, None]
         for place, grad in zip(ctx.places, given, strict=True):
             if isinstance(place, slice):
-                flat += grad or []  # an empty list of numbers has none
+                flat += grad or [None] * (place.stop - place.start)
             elif place is not None:
                 flat.append(grad)
         return tuple(flat)

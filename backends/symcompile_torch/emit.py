@@ -8,9 +8,17 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
-from symcompile.codegen import Batching, Compiled, Embedding, Piece, Product, write_parts
+from symcompile.codegen import (
+    Batching,
+    Compiled,
+    Embedding,
+    Piece,
+    Product,
+    SourceParts,
+    write_parts,
+)
 from symcompile.codegen.layout import wrapped
 from symcompile.codegen.stacks import poured_of, stacks_of
 from symcompile.codegen.template import (
@@ -22,7 +30,10 @@ from symcompile.codegen.template import (
     tensors_table,
 )
 from symcompile.ir import Filled
+from symcompile_torch.gradient import Learning, learning
+from symcompile_torch.node import DIVIDED, IN_PARTS, NODE, OUTERS, SUM_AND_OUTER, TWO_SUMS
 from symcompile_torch.text import (
+    AT_ONCE,
     FILL,
     FILLED_PLACES,
     FLAT,
@@ -34,6 +45,7 @@ from symcompile_torch.text import (
     ONE_GO,
     ONTO,
     PRODUCT,
+    READS_ONCE,
     TEMPLATE,
     TRANSFORMED,
     TWO_MEANS,
@@ -43,6 +55,7 @@ from symcompile_torch.text import (
 __all__ = ["emit"]
 
 _TAKEN = {
+    *("grads", "inputs", "keep", "kept", "matrices", "outputs", "sizes"),
     "FILLED",
     "SCALES",
     "STACKS",
@@ -61,24 +74,32 @@ def emit(compiled: Compiled) -> str:
     """The layer's source; the same bytes for the same spec and options."""
     program = compiled.program
     shapes, stacks, poured = dict(program.weights), stacks_of(program), poured_of(program)
-    parts = write_parts(compiled, _Torch(), _TAKEN | {compiled.name})
     stacked = {name for names in stacks.values() for name in names}.union(poured)
-    weights = [f"{name} = self.{name}.to(dtype)" for name in shapes if name not in stacked]
+    matrices = [name for name in shapes if name not in stacked]
+    weights = [f"{name} = self.{name}.to(dtype)" for name in matrices]
     for stack, names in stacks.items():
         shape = (len(names), *shapes[names[0]])
         weights.append(f"{stack} = {_flat(names)}.view{shape}")
     weights += _filled(program.filled, poured)
-    if parts.reduces:
+    matrices += [*stacks, *(matrix.name for matrix in program.filled)]
+    taken = _TAKEN | {compiled.name}
+    learns = learning(compiled, _Torch(), _Back(), taken, matrices)
+    parts = learns.forward if learns else write_parts(compiled, _Torch(), taken)
+    if parts.reduces or learns:
         weights.append("wide = torch.promote_types(dtype, torch.float32)  # reductions")
     default = ""
     if compiled.dtype is not None:
         default = f"        dtype = torch.{compiled.dtype} if dtype is None else dtype\n"
-    called = set(re.findall(r"\b_\w+(?=\()", "\n".join(parts.compute)))
+    written = [*parts.compute, *(learns.backward if learns else ())]
+    called = set(re.findall(r"\b_\w+(?=\()", "\n".join(written)))
+    if learns:
+        called |= {"_product"} | ({"_linear_sum"} if "_sum_and_outer" in called else set())
     sums, held = "_linear_sum" in called, "_two_means_held" in called
     mixed = "_mixed" in called
     products = mixed or not called.isdisjoint({"_linear_sum", "_product"})
     pairs = held or "_two_means" in called
     means = pairs or "_mean" in called
+    reads = pairs or "_two_sums" in called
     return TEMPLATE.format(
         header=header(compiled, "PyTorch"),
         name=compiled.name,
@@ -92,27 +113,69 @@ def emit(compiled: Compiled) -> str:
             ),
             8,
         ),
-        first=next(iter(shapes)),
         stacks=_stacks_table([*stacks.values(), poured] if poured else [*stacks.values()])
         + _filled_table(program.filled),
         lay_out=_lay_out(bool(stacks), bool(poured)),
         laid_out="        self._lay_out()\n" if stacked else "",
+        body=_body(next(iter(shapes)), parts, weights, matrices, learns),
         side_by_side=(FLAT if stacked else "") + (FILL if poured else ""),
-        products=(MIXED if mixed else "")
+        products=(NODE + OUTERS if learns else "")
+        + (SUM_AND_OUTER if "_sum_and_outer" in called else "")
+        + (DIVIDED if "_divided" in called else "")
+        + (MIXED if mixed else "")
         + (ONTO if "_onto" in called else "")
         + (LINEAR_SUM if sums else "")
         + (ONE_GO + PRODUCT if products else ""),
         means=(TWO_MEANS if pairs else "")
+        + (TWO_SUMS if "_two_sums" in called else "")
+        + (READS_ONCE if reads else "")
         + (TWO_MEANS_HELD if held else "")
         + (MEAN if means else ""),
         transformed=KERNELS + TRANSFORMED if products or means else "",
-        read=block(parts.read, 8),
-        cast=block((f"{name} = {name}.to(dtype)" for name in parts.inputs), 8),
-        weights=block(weights, 8),
-        compute=block(parts.compute, 8),
-        result=block((f"return {parts.result}",), 8),
         reading=reading("tensor", "a tensor", "isinstance({}, torch.Tensor)", "{}"),
     )
+
+
+def _body(
+    first: str,
+    parts: SourceParts,
+    weights: Sequence[str],
+    matrices: Sequence[str],
+    learns: Learning | None,
+) -> str:
+    """What the layer does when it is called, in one function or with its way back."""
+    cast = block((f"{name} = {name}.to(dtype)" for name in parts.inputs), 8)
+    known = {"first": first, "read": block(parts.read, 8), "cast": cast}
+    result = block((*parts.trees, f"return {parts.result}"), 8)
+    known |= {"weights": block(weights, 8), "result": result}
+    if learns is None:
+        return AT_ONCE.format(compute=block(parts.compute, 8), **known)
+    sizes = ("batch", "dtype", "wide", *learns.sizes)
+    unpack = {"sizes": sizes, "inputs": parts.inputs, "matrices": matrices}
+    back = {"sizes": sizes, "matrices": matrices, "kept": learns.kept, "grads": learns.gradients}
+    return IN_PARTS.format(
+        unpack=block([f"{_tuple(parts.outputs)} = outputs"], 8),
+        given=block(
+            [
+                f"sizes = {wrapped(sizes)}",
+                f"inputs = [*{wrapped(parts.inputs)}]",
+                f"matrices = [*{wrapped(matrices)}]",
+                "return sizes, inputs, matrices",
+            ],
+            8,
+        ),
+        unpack_inputs=block((f"{_tuple(names)} = {name}" for name, names in unpack.items()), 4),
+        compute=block(parts.compute, 4),
+        outputs=block([f"return {_tuple(parts.outputs)}"], 4),
+        unpack_gradients=block((f"{_tuple(names)} = {name}" for name, names in back.items()), 4),
+        backward=block(learns.backward, 4),
+        gradients=block([f"return {wrapped(learns.to_inputs)}, {wrapped(learns.to_matrices)}"], 4),
+        **known,
+    )
+
+
+def _tuple(names: Sequence[str]) -> str:
+    return wrapped(names, bare=True) if names else "()"
 
 
 def _flat(names: Sequence[str]) -> str:
@@ -210,6 +273,7 @@ class _Torch:
     takes_parts = True
     moves_together = False  # only views are made
     joins_late = True
+    pairs = "mean"
 
     def join(self, value: str, channels: int) -> str:
         return f"{value}.flatten(-{channels})"
@@ -283,3 +347,25 @@ class _Torch:
             # Zero, but batched wherever vmap batches the value.
             lines.append(f"{target} = {target} + {value}.new_zeros(())")
         return [*lines, f"{request.view(target)}.add_({value})"]
+
+
+class _Back(_Torch):
+    """The same, for the way back: it sums, reads gradients as they are, and is never under vmap."""
+
+    joins_late = False
+    pairs = "sum"
+
+    def two_means(
+        self,
+        value: str,
+        axis: int,
+        counts: Sequence[str],
+        weight: str | None,
+        *,
+        widen: bool,
+        channels: int = 1,
+    ) -> str | None:
+        return f"_two_sums({value}, {axis}{', dtype=wide' if widen else ''})"
+
+    def embed(self, request: Embedding) -> list[str]:
+        return super().embed(replace(request, covered=True))

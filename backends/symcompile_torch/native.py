@@ -73,7 +73,7 @@ def _plain(value: Any) -> Any:
     return _packed(len(value))(*value)
 
 
-@cache
+@lru_cache(256)
 def _packed(count: int) -> Callable[..., bytes]:
     """To bytes, which takes half the time that an array of ctypes does."""
     return Struct(f"{count}q").pack

@@ -6,6 +6,7 @@ In: nothing. Out: strings that `emit` puts together; a helper is written only wh
 from __future__ import annotations
 
 __all__ = [
+    "AT_ONCE",
     "FILL",
     "FILLED_PLACES",
     "FLAT",
@@ -17,9 +18,11 @@ __all__ = [
     "ONE_GO",
     "ONTO",
     "PRODUCT",
+    "READS_ONCE",
     "TEMPLATE",
     "TRANSFORMED",
     "TWO_MEANS",
+    "TWO_MEANS_HELD",
 ]
 
 TEMPLATE = '''\
@@ -59,16 +62,7 @@ class {name}(nn.Module):
             else:
                 weight.zero_()
 
-    def forward(self, x):
-        leaves = _read(x)
-        dtype = _common_dtype(leaves, self.{first})
-{read}
-{cast}
-{weights}
-
-{compute}
-{result}
-
+{body}
 
 def _draw(weight, rows, cols, orthogonal):
     """Initial values of a weight."""
@@ -118,6 +112,19 @@ def _orthogonal(noise):
         dtype = torch.get_autocast_dtype(device)
     return dtype
 '''
+
+AT_ONCE = """\
+    def forward(self, x):
+        leaves = _read(x)
+        dtype = _common_dtype(leaves, self.{first})
+{read}
+{cast}
+{weights}
+
+{compute}
+{result}
+
+"""
 
 LAY_OUT = '''\
     def _apply(self, fn, recurse=True):
@@ -236,6 +243,9 @@ def _two_means(x, dim, counts, dtype=None):
     return tuple(_mean(x, dim + k, count, dtype) for k, count in enumerate(counts))
 
 
+'''
+
+READS_ONCE = '''\
 def _reads_once(x, dim, dtype):
     """Whether a kernel makes both means: where enough of what follows both axes lies in a row."""
     wide = torch.promote_types(x.dtype, torch.float32)  # the dtype of what a kernel makes

@@ -6,7 +6,7 @@ from symcompile.codegen.dialect import Batching, Dialect, Embedding, Piece, Prod
 from symcompile.codegen.layer import CompiledLayer
 from symcompile.codegen.load import load_module
 from symcompile.codegen.stacks import poured_of, stacks_of
-from symcompile.codegen.writer import SourceParts, write_parts
+from symcompile.codegen.writer import SourceParts, Writer, write_parts
 
 __all__ = [
     "Backend",
@@ -18,6 +18,7 @@ __all__ = [
     "Piece",
     "Product",
     "SourceParts",
+    "Writer",
     "backend_names",
     "get_backend",
     "load_module",

@@ -159,6 +159,10 @@ class Dialect(Protocol):
         and keeps its axes, and of terms, broadcast; for anchors see `ir.accumulate`, for what is
         held `two_means`."""
 
+    @property
+    def pairs(self) -> str:
+        """The reductions, "mean" or "sum", that `two_means` makes two of at once."""
+
     def two_means(
         self,
         value: str,

@@ -7,7 +7,7 @@ axes are split and fixed axes folded into the channels on the way in; the revers
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 
 from symcompile.codegen.compiled import Compiled
@@ -41,14 +41,30 @@ class Layout:
     """Names of tensors and sizes, and the statements that move between stored and folded form."""
 
     def __init__(
-        self, compiled: Compiled, dialect: Dialect, namer: Namer, apart: Collection[int]
+        self,
+        compiled: Compiled,
+        dialect: Dialect,
+        namer: Namer,
+        apart: Collection[int],
+        prefix: str = "",
+        sizes: Mapping[Label, str] | None = None,
+        folded: bool = False,
     ) -> None:
-        """Inputs `apart`, see `ownership`, have several axes of channels if the dialect likes."""
+        """Inputs `apart`, see `ownership`, have several axes of channels if the dialect likes.
+
+        Args:
+            prefix: what names of inputs begin with.
+            sizes: names of the sizes that are not known, where they have been read before.
+            folded: whether outputs are to stay as they are in the program.
+        """
         self._compiled = compiled
         self._dialect = dialect
         self._namer = namer
         self._known = dict(compiled.program.sizes)
-        self.inputs = [namer(name, "x") for name in _short_names(compiled.program.inputs)]
+        self._folded = folded
+        self.inputs = [
+            namer(f"{prefix}{name}", "x") for name in _short_names(compiled.program.inputs)
+        ]
         inputs = [(k, op) for k, op in enumerate(compiled.program.ops) if isinstance(op, Input)]
         self.used = sorted({op.tensor for _, op in inputs})
         self.channels = dict.fromkeys(self.used, 1)
@@ -57,11 +73,13 @@ class Layout:
             self.channels.update((k, _channels_apart(compiled.program.inputs[k])) for k in tensors)
         self.outputs = [namer(f"out_{name}") for name in _short_names(compiled.program.outputs)]
         labels = dict.fromkeys((*compiled.spec.labels, *compiled.out_spec.labels))
-        self._sizes = {label: namer(f"n_{label}", "n") for label in labels}
+        if sizes is None:
+            sizes = {label: namer(f"n_{label}", "n") for label in labels}
+        self.sizes = {label: name for label, name in sizes.items() if label not in self._known}
 
     def size(self, label: Label) -> str:
         """A label's size: a literal where bound, else a name that `read` assigns."""
-        return str(self._known[label]) if label in self._known else self._sizes[label]
+        return str(self._known[label]) if label in self._known else self.sizes[label]
 
     def shape(self, labels: Sequence[Label], width: int, *, batched: bool = True) -> str:
         """The full shape of a value, as a tuple expression."""
@@ -81,18 +99,23 @@ class Layout:
             if others:
                 divisor = self._product(others)
                 text += f" // ({divisor})" if len(others) > 1 else f" // {divisor}"
-            lines.append(f"{self._sizes[label]} = {text}")
+            lines.append(f"{self.sizes[label]} = {text}")
         for index, (name, tensor) in enumerate(zip(self.inputs, tensors, strict=True)):
             lines.append(f"_check({index}, {name}, {self._stored(tensor)})")
+        return lines + self.fold()
+
+    def fold(self) -> list[str]:
+        """Of what is used, from tensors as they are stored to values."""
+        lines = []
         for index in self.used:
-            steps = self._fold(self.inputs[index], tensors[index])
+            steps = self._fold(self.inputs[index], self._compiled.program.inputs[index])
             lines += steps[:-1] if self.channels[index] > 1 else steps
         return lines
 
     def write(self, text: str, tensor: int, *, stored: bool = False) -> list[str]:
         """Statements that make output number `tensor` from its value, folded or as it is stored."""
         name, output = self.outputs[tensor], self._compiled.program.outputs[tensor]
-        steps = [] if stored else self._unfold(name, text, output)
+        steps = [] if stored or self._folded else self._unfold(name, text, output)
         if not steps and text.isidentifier():
             self.outputs[tensor] = text
         return steps or ([] if text.isidentifier() else [f"{name} = {text}"])

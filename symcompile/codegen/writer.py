@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from symcompile.codegen.compiled import Compiled
 from symcompile.codegen.dialect import Dialect, Embedding, Piece, Product
@@ -48,7 +49,7 @@ from symcompile.ir import (
 )
 from symcompile.names import Namer
 
-__all__ = ["SourceParts", "write_parts"]
+__all__ = ["SourceParts", "Writer", "write_parts"]
 
 _TERMS = 8
 """Most terms of a sum written in one statement."""
@@ -67,6 +68,8 @@ class SourceParts:
         inputs: names of the inputs that are used: `terms=` may leave some out.
         reduces: whether `wide`, the dtype that reductions accumulate in, is used.
         compute: statements from inputs to outputs.
+        outputs: names of the outputs.
+        trees: statements that put deep parts of the output tree together.
         result: the expression of the output tree.
     """
 
@@ -75,6 +78,8 @@ class SourceParts:
     inputs: tuple[str, ...]
     reduces: bool
     compute: tuple[str, ...]
+    outputs: tuple[str, ...]
+    trees: tuple[str, ...]
     result: str
 
 
@@ -84,7 +89,7 @@ def write_parts(compiled: Compiled, dialect: Dialect, taken: set[str]) -> Source
     Args:
         taken: names the backend's template uses.
     """
-    return _Writer(compiled, dialect, taken).write()
+    return Writer(compiled, dialect, taken).write()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +111,12 @@ class _Value:
     stored: bool = False
 
 
-class _Writer:
-    def __init__(self, compiled: Compiled, dialect: Dialect, taken: set[str]) -> None:
+class Writer:
+    """Writes op by op; a backend may have more to say where something is multiplied."""
+
+    def __init__(
+        self, compiled: Compiled, dialect: Dialect, taken: set[str], **layout: Any
+    ) -> None:
         self.program = compiled.program
         self.dialect = dialect
         self.types = types_of(self.program)
@@ -120,7 +129,7 @@ class _Writer:
         self.namer = Namer(taken | reserved)
         self.lazy = lazy_axes(self.program)
         self.owned = ownership(self.program, self.types, self.lazy)
-        self.layout = Layout(compiled, dialect, self.namer, self.owned.apart)
+        self.layout = Layout(compiled, dialect, self.namer, self.owned.apart, **layout)
         self.lines: list[str] = []
         self.values: list[_Value] = []
         self.readers = readers_of(self.program)
@@ -136,21 +145,49 @@ class _Writer:
         self.large: set[str] = set()
         self.order = min(1, max(len(kind.labels) for kind in self.types))
 
-    def write(self) -> SourceParts:
+    def compute(self) -> None:
+        """Write all ops."""
         for number, op in enumerate(self.program.ops):
             self.current = number
             self.values.append(self._write(number, op))
-        result = self.layout.result(self.lines)
+
+    def write(self) -> SourceParts:
+        """Write everything."""
+        self.compute()
+        trees: list[str] = []
+        result = self.layout.result(trees)
         if self.dialect.frees:
-            self.lines = free_early(self.lines, self.large, result)
+            self.lines = free_early(self.lines, self.large, "\n".join([*trees, result]))
         return SourceParts(
             tuple(f"({t.path!r}, {len(t.axes)})" for t in self.program.inputs),
             tuple(self.layout.read()),
             tuple(self.layout.inputs[index] for index in self.layout.used),
             any(isinstance(op, Reduce) for op in self.program.ops),
             tuple(self.lines),
+            tuple(self.layout.outputs),
+            tuple(trees),
             result,
         )
+
+    def multiplies(self, number: int, operands: Sequence[str]) -> tuple[str, ...]:
+        """Before mix `number` is written: what it multiplies, side by side; as to be written."""
+        return tuple(operands)
+
+    def multiplied(self, number: int) -> None:
+        """After mix `number` is written."""
+
+    @property
+    def multiplies_lazy(self) -> bool:
+        """Whether a mix reads what is repeated along an axis, and not of full extent."""
+        mixes = (op for op in self.program.ops if isinstance(op, Mix | BatchMix))
+        return any(self.lazy[arg] for op in mixes for arg in op.args)
+
+    def named(self, number: int, text: str) -> str:
+        """The name of what mix `number` multiplies."""
+        return text if text.isidentifier() else self._assign(self._stack_name(number), text).text
+
+    def _stack_name(self, number: int) -> str:
+        return f"in_{'_'.join(map(str, self.types[number].labels)) or 'scalar'}"
 
     def _write(self, number: int, op: Op) -> _Value:
         match op:
@@ -177,7 +214,7 @@ class _Writer:
                 source = self.values[arg]
                 places = [axis - len(axes) - 1 for axis in range(len(axes))]
                 text = self._move_axes(source.text, [places[a] for a in axes], places)
-                return self._assign(f"{source.stem}_T", text, source)
+                return self._assign(f"{source.stem or source.text}_T", text, source)
             case Diagonal(args=(arg,), blocks=blocks):
                 source = self.values[arg]
                 text = self._diagonal(self._full(arg), blocks)
@@ -273,8 +310,8 @@ class _Writer:
         return " * ".join(sizes) or "1"
 
     def _pair(self, number: int, op: Reduce) -> list[tuple[int, Reduce]]:
-        """This mean and another of the same value, not made yet, over axes beside each other."""
-        if self.program.reduce != "mean" or self.lazy[op.args[0]]:
+        """This reduction and another of the same value, not yet made, over axes side by side."""
+        if self.program.reduce != self.dialect.pairs or self.lazy[op.args[0]]:
             return []
         ahead = {}
         for reader in reversed(self.readers[op.args[0]]):
@@ -287,7 +324,7 @@ class _Writer:
         return []
 
     def _reduce_both(self, pair: Sequence[tuple[int, Reduce]]) -> bool:
-        """Write two means at once, if the dialect can."""
+        """Write two reductions at once, if the dialect can."""
         _, first = pair[0]
         source = self.values[first.args[0]]
         place = first.axes[0] - len(self.types[first.args[0]].labels) - source.channels
@@ -355,7 +392,7 @@ class _Writer:
             return _Value("")  # read by the product in parts
         text = self.dialect.concat([self._full(arg) for arg in op.args])
         wide = any(self.values[arg].wide for arg in op.args)  # the others are promoted
-        name = f"in_{'_'.join(map(str, self.types[number].labels)) or 'scalar'}"
+        name = self._stack_name(number)
         if len(self.readers[number]) == 1:
             return _Value(text, wide=wide, stem=name)
         return self._assign(name, text, _Value("", wide=wide))
@@ -381,20 +418,25 @@ class _Writer:
         if parted:
             self._mix_parts(op, weight, slices)
             return _Value("")
-        text = self._product(self._operand(arg), weight, number) if source.text else weight
-        if slices:
-            if source.text:
-                mixed = self._new(f"mixed_{'_'.join(map(str, self.types[number].labels))}")
-                self.lines.append(f"{mixed} = {text}")
-                text = mixed
-            self._split(text, slices)
-            return _Value("")
         if not source.text:
-            return _Value(text, stem=op.weight)
+            if not slices:
+                return _Value(weight, stem=op.weight)
+            self._split(weight, slices)
+            return _Value("")
+        (operand,) = self.multiplies(number, [self._operand(arg)])
+        text = self._product(operand, weight, number)
+        if slices:
+            mixed = self._new(f"mixed_{'_'.join(map(str, self.types[number].labels))}")
+            self.lines.append(f"{mixed} = {text}")
+            self.multiplied(number)
+            self._split(mixed, slices)
+            return _Value("")
         name = f"to_{self._destination(number)}"
         if all(isinstance(self.program.ops[reader], Mix) for reader in self.readers[number]):
             name = f"hidden_{'_'.join(map(str, self.types[number].labels))}"
-        return self._assign(name, text)
+        made = self._assign(name, text)
+        self.multiplied(number)
+        return made
 
     def _mix_parts(self, op: Mix, weight: str, slices: Sequence[int]) -> None:
         """Write a product of many channels, that reads and makes parts."""
@@ -450,8 +492,10 @@ class _Writer:
                 source = batching.split(self._joined(op.args), count, rows)
             else:
                 source = self.batches[before]
+            (source,) = self.multiplies(number, [source])
             batch = self.batches[number] = self._new("mixed")
             self.lines.append(f"{batch} = {batching.multiply(source, self.stacks[op.weights])}")
+            self.multiplied(number)
             shape = self.layout.shape(members[0], cols)
             if any(self._reads_pick(user) for user in self.readers[number]):
                 parts = batching.members(batch, count, shape)
@@ -596,7 +640,8 @@ class _Writer:
         assert isinstance(base, Mix), "a base is a mix"
         (arg,) = base.args
         channels = self.values[arg].channels
-        products = [Product(self._parts(arg), self._weight(base), channels=channels)]
+        parts = self.multiplies(accumulation.base, self._parts(arg))
+        products = [Product(parts, self._weight(base), channels=channels)]
         terms, written = [], {accumulation.base}
         for arg in plain:
             if arg in accumulation.late:
@@ -607,8 +652,22 @@ class _Writer:
         anchors = [self.values[arg].text for arg in accumulation.anchors if arg not in written]
         target = self._new(name)
         held = self.held.get(accumulation.base)
-        self.lines += self.dialect.linear_sum(target, products, terms, anchors, held)
+        self.sum_of_products(accumulation, target, products, terms, anchors, held)
         return _Value(target, stem=target)
+
+    def sum_of_products(
+        self,
+        accumulation: Accumulation,
+        target: str,
+        products: Sequence[Product],
+        terms: Sequence[str],
+        anchors: Sequence[str],
+        held: str | None,
+    ) -> None:
+        """Write a sum of products and terms; see `Dialect.linear_sum`."""
+        self.lines += self.dialect.linear_sum(target, products, terms, anchors, held)
+        for number in (accumulation.base, *accumulation.late.values()):
+            self.multiplied(number)
 
     def _parts(self, number: int) -> tuple[str, ...]:
         """What a product reads, in parts if the dialect wants them."""
@@ -626,7 +685,8 @@ class _Writer:
         order = len(self.types[term].labels)
         axes = moved.axes if isinstance(moved, Transpose) else tuple(range(order))
         source = self.values[op.args[0]]
-        return Product((self._narrow(source.text, source),), self._weight(op), tuple(axes))
+        parts = self.multiplies(number, [self._narrow(source.text, source)])
+        return Product(parts, self._weight(op), tuple(axes))
 
     def _embed(
         self, number: int, total: _Value | None, *, owned: bool = False, covered: bool = False

@@ -10,7 +10,7 @@ from symcompile.ir.builder import Builder
 from symcompile.ir.extent import lazy_axes
 from symcompile.ir.filled import Block, Filled
 from symcompile.ir.levels import by_level, levels_of
-from symcompile.ir.meaning import Term, diagrams_of
+from symcompile.ir.meaning import Slot, Term, diagrams_of
 from symcompile.ir.ops import (
     Add,
     BatchMix,
@@ -33,6 +33,7 @@ from symcompile.ir.program import Program, types_of, verify
 from symcompile.ir.readers import readers_of
 from symcompile.ir.sources import sources_of
 from symcompile.ir.text import parse_program, print_program
+from symcompile.ir.transpose import Transposed, transposed
 from symcompile.ir.types import Tensor, Type
 
 __all__ = [
@@ -57,10 +58,12 @@ __all__ = [
     "Program",
     "Reduce",
     "Slice",
+    "Slot",
     "Sum",
     "Tensor",
     "Term",
     "Transpose",
+    "Transposed",
     "Type",
     "accumulations",
     "batch_behind",
@@ -76,6 +79,7 @@ __all__ = [
     "readers_of",
     "sources_of",
     "tiling",
+    "transposed",
     "types_of",
     "verify",
 ]

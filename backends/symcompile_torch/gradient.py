@@ -1,0 +1,241 @@
+"""A layer with a gradient of its own: what it keeps, and the way back, as source.
+
+In: a `Compiled`. Out: the statements of the layer and those of its transpose, which together are
+one node of autograd. By itself PyTorch makes a node for every op, and every sum, part and mean of
+the layer is taken back by itself: in small layers that takes longer than all that is computed.
+
+The one thing to know: what a weight was multiplied by is kept by the layer, and the transpose
+multiplies the gradient of that product by the weight: from the two comes the weight's gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from symcompile.codegen import Compiled, Dialect, Product, SourceParts, Writer
+from symcompile.codegen.layout import wrapped
+from symcompile.codegen.lifetime import free_early
+from symcompile.ir import Accumulation, BatchMix, Mix, Slot, Transposed, transposed
+
+__all__ = ["Keeping", "Learning", "learning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """A layer and its transpose as written.
+
+    Attributes:
+        forward: the layer, which keeps what it multiplies by calls of `keep`.
+        sizes: names of the sizes that it reads from its inputs.
+        kept: names of what it keeps, in order.
+        gradients: names of what the statements read, the gradients of all outputs.
+        backward: statements from those to the gradients of inputs and of matrices.
+        to_inputs, to_matrices: what these are called, in the order of the layer's.
+    """
+
+    forward: SourceParts
+    sizes: tuple[str, ...]
+    kept: tuple[str, ...]
+    gradients: tuple[str, ...]
+    backward: tuple[str, ...]
+    to_inputs: tuple[str, ...]
+    to_matrices: tuple[str, ...]
+
+
+def learning(
+    compiled: Compiled,
+    forward: Dialect,
+    backward: Dialect,
+    taken: set[str],
+    matrices: Sequence[str],
+) -> Learning | None:
+    """Write a layer and its transpose.
+
+    None where it has none; where inputs have several axes of channels, or products are made in
+    parts; and where what is multiplied is not of full extent.
+
+    Args:
+        forward, backward: how either is spelled.
+        taken: names the template uses.
+        matrices: names of all that the layer multiplies by: weights, stacks of them, and what is
+            put together from them.
+    """
+    other = transposed(compiled.program)
+    if other is None:
+        return None
+    layer = Keeping(compiled, forward, taken)
+    if layer.owned.parted or any(count > 1 for count in layer.layout.channels.values()):
+        return None
+    parts = layer.write()
+    back = _Taking(compiled, other, backward, layer, taken, matrices)
+    if layer.multiplies_lazy or back.multiplies_lazy:
+        return None
+    return back.written(parts)
+
+
+class Keeping(Writer):
+    """The layer, with a line for all that it multiplies."""
+
+    def __init__(self, compiled: Compiled, dialect: Dialect, taken: set[str]) -> None:
+        super().__init__(compiled, dialect, taken)
+        self.kept: list[str] = []
+        self.factors: dict[tuple[str, ...] | Slot, tuple[str, ...]] = {}
+
+    def multiplies(self, number: int, operands: Sequence[str]) -> tuple[str, ...]:
+        names = tuple(self.named(number, operand) for operand in operands)
+        for name in names:
+            if name not in self.kept:
+                self.kept.append(name)
+                self.lines.append(f"keep({name})")
+        op = self.program.ops[number]
+        assert isinstance(op, Mix | BatchMix), "mixes multiply"
+        self.factors[op.weights if isinstance(op, BatchMix) else (op.weight, op.rows, op.cols)] = (
+            names
+        )
+        return names
+
+
+class _Taking(Writer):
+    """The transpose, with a line for the gradient of every weight."""
+
+    def __init__(
+        self,
+        compiled: Compiled,
+        other: Transposed,
+        dialect: Dialect,
+        layer: Keeping,
+        taken: set[str],
+        matrices: Sequence[str],
+    ) -> None:
+        turned = replace(
+            compiled, spec=compiled.out_spec, out_spec=compiled.spec, program=other.program
+        )
+        sizes = layer.layout.sizes
+        known = taken | {*layer.kept, *sizes.values(), *matrices}
+        super().__init__(turned, dialect, known, prefix="grad_", sizes=sizes, folded=True)
+        self.other, self.layer, self.matrices = other, layer, matrices
+        self.joined = {}  # sums of it are in no need to be held
+        self.found: dict[str, list[tuple[Slot, str]]] = {}  # gradients of weights, or their parts
+        self.factors: dict[int, tuple[str, ...]] = {}
+
+    def written(self, forward: SourceParts) -> Learning:
+        """Write everything; `forward` is the layer."""
+        gradients = tuple(self.layout.inputs)
+        self.lines += [*self.layout.fold(), *self._weights()]
+        self.compute()
+        outputs = self.layout.outputs
+        for bias in self.other.biases:
+            one, total = outputs[bias.output], self.namer(f"to_{bias.weight}")
+            self.lines.append(f"{total} = {one}.reshape(-1, {one}.shape[-1]).sum(dim=0)")
+            cell = bias.weight, (0, 1), bias.cols
+            self.found.setdefault(bias.weight, []).append((cell, total))
+        to_inputs = outputs[: len(self.other.read)]
+        to_matrices = [self._whole(name) for name in self.matrices]
+        result = ", ".join([*to_inputs, *to_matrices])
+        return Learning(
+            forward,
+            tuple(self.layout.sizes.values()),
+            tuple(self.layer.kept),
+            gradients,
+            tuple(free_early(self.lines, self.large, result)),
+            tuple(to_inputs),
+            tuple(to_matrices),
+        )
+
+    def _weights(self) -> list[str]:
+        """From the matrices of the layer to those of its transpose."""
+        lines = []
+        stacked = {weight for weights in self.stacks for weight in weights}
+        for name in self.other.means:
+            if name not in stacked:
+                lines.append(f"{name} = {self._divided(name, [name])}.t()")
+        for names, stack in self.stacks.items():
+            lines.append(f"{stack} = {self._divided(stack, names)}.transpose(1, 2)")
+        return lines
+
+    def _divided(self, text: str, names: Sequence[str]) -> str:
+        """Weights with rows divided by how many entries those multiplied are means of."""
+        runs = []
+        for name in names:
+            counts = [
+                (width, " * ".join(map(self.layout.size, labels)) or "1")
+                for width, labels in self.other.means[name]
+            ]
+            runs += [f"({width}, {count})" for width, count in counts]
+        if all(run.endswith(", 1)") for run in runs):
+            return text
+        return f"_divided({text}, {wrapped(runs)})"
+
+    # -- what is multiplied -----------------------------------------------------------------
+
+    def multiplies(self, number: int, operands: Sequence[str]) -> tuple[str, ...]:
+        self.factors[number] = tuple(self.named(number, operand) for operand in operands)
+        return self.factors[number]
+
+    def multiplied(self, number: int) -> None:
+        op, grads = self.program.ops[number], self.factors[number]
+        if isinstance(op, BatchMix):
+            (batch,), stack = self.layer.factors[op.weights], self.stacks[op.weights]
+            name = self.namer(f"to_{stack}")
+            self.lines.append(f"{name} = torch.bmm({batch}.transpose(1, 2), {grads[0]})")
+            self.found[stack] = [((stack, (0, 0), (0, 0)), name)]
+            return
+        cell, x = self._cell_of(number)
+        name = self._named_for(cell)
+        self.lines.append(f"{name} = _outers({_tuple(x)}, {_tuple(grads)})")
+
+    def sum_of_products(
+        self,
+        accumulation: Accumulation,
+        target: str,
+        products: Sequence[Product],
+        terms: Sequence[str],
+        anchors: Sequence[str],
+        held: str | None,
+    ) -> None:
+        base = accumulation.base
+        cell, x = self._cell_of(base)
+        if len(products) == 1 and len(terms) == 2 and len(x) == len(products[0].parts) == 1:
+            # One reads the gradient for both.
+            name = self._named_for(cell)
+            grads, weight = products[0].parts, products[0].weight
+            given = wrapped([*grads, weight, *x, *terms], width=40)
+            self.lines.append(f"{target}, {name} = _sum_and_outer{given}")
+            return
+        super().sum_of_products(accumulation, target, products, terms, (), held)
+
+    def _cell_of(self, number: int) -> tuple[Slot, tuple[str, ...]]:
+        """The part of the layer's weight that a mix reads, and what that is multiplied by."""
+        op = self.program.ops[number]
+        assert isinstance(op, Mix), "batches have stacks"
+        cell = op.weight, op.cols, op.rows
+        return cell, self.layer.factors[cell]
+
+    def _named_for(self, cell: Slot) -> str:
+        name = self.namer(f"to_{cell[0]}")
+        self.found.setdefault(cell[0], []).append((cell, name))
+        return name
+
+    def _whole(self, matrix: str) -> str:
+        """The gradient of a matrix, put together from those of its parts."""
+        parts = sorted(self.found.get(matrix, ()), key=lambda part: part[0][1:])
+        if len(parts) == 1:
+            return parts[0][1]
+        name, names = self.namer(f"to_{matrix}"), [part for _, part in parts]
+        for axis, side, other in ((-1, 2, 1), (0, 1, 2)):
+            ends = [0, *(cell[side][1] for cell, _ in parts)]
+            follow = [cell[side][0] for cell, _ in parts] == ends[:-1]
+            whole = ends[-1] == self.layer.shapes[matrix][axis]
+            if follow and whole and len({cell[other] for cell, _ in parts}) == 1:
+                self.lines.append(f"{name} = torch.cat({wrapped(names, width=40)}, dim={axis})")
+                return name
+        shape = self.layer.shapes[matrix]
+        self.lines.append(f"{name} = {matrix}.new_zeros({shape})")
+        for (_, (top, bottom), (left, right)), part in parts:
+            self.lines.append(f"{name}[{top}:{bottom}, {left}:{right}] = {part}")
+        return name
+
+
+def _tuple(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else wrapped(names, width=40)
