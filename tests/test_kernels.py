@@ -511,7 +511,8 @@ def test_few_channels_on_one_side(channels, monkeypatch) -> None:  # type: ignor
         return *y.values(), *torch.autograd.grad(loss, [w, b, *layer.parameters()])
 
     found = run(layer, torch.float32)
-    assert "symcompile_sum" in called
+    # Of one channel a library is as quick forward; gradients are made at once all the same.
+    assert ("symcompile_sum" if channels[1] > 1 else "symcompile_back") in called
     assert {"symcompile_outer", "symcompile_back"} & {*called}
     for one, other in zip(found, run(exact, torch.float64), strict=True):
         assert (one - other).abs().max() <= 2e-5 * max(other.abs().max(), 1.0)

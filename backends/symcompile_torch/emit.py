@@ -31,7 +31,7 @@ from symcompile.codegen.template import (
 )
 from symcompile.ir import Filled
 from symcompile_torch.gradient import Learning, learning
-from symcompile_torch.node import DIVIDED, IN_PARTS, NODE, OUTERS, SUM_AND_OUTER, TWO_SUMS
+from symcompile_torch.node import DIVIDED, IN_PARTS, NODE, OUTER, OUTERS, SUM_AND_OUTER, TWO_SUMS
 from symcompile_torch.text import (
     AT_ONCE,
     FILL,
@@ -119,7 +119,8 @@ def emit(compiled: Compiled) -> str:
         laid_out="        self._lay_out()\n" if stacked else "",
         body=_body(next(iter(shapes)), parts, weights, matrices, learns),
         side_by_side=(FLAT if stacked else "") + (FILL if poured else ""),
-        products=(NODE + OUTERS if learns else "")
+        products=(NODE + OUTER if learns else "")
+        + (OUTERS if "_outers" in called else "")
         + (SUM_AND_OUTER if "_sum_and_outer" in called else "")
         + (DIVIDED if "_divided" in called else "")
         + (MIXED if mixed else "")

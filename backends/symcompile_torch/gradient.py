@@ -183,7 +183,8 @@ class _Taking(Writer):
             return
         cell, x = self._cell_of(number)
         name = self._named_for(cell)
-        self.lines.append(f"{name} = _outers({_tuple(x)}, {_tuple(grads)})")
+        call = "_outer_of" if len(x) == len(grads) == 1 else "_outers"
+        self.lines.append(f"{name} = {call}({_tuple(x)}, {_tuple(grads)})")
 
     def sum_of_products(
         self,

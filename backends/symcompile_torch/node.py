@@ -6,7 +6,7 @@ where it is called.
 
 from __future__ import annotations
 
-__all__ = ["DIVIDED", "IN_PARTS", "NODE", "OUTERS", "SUM_AND_OUTER", "TWO_SUMS"]
+__all__ = ["DIVIDED", "IN_PARTS", "NODE", "OUTER", "OUTERS", "SUM_AND_OUTER", "TWO_SUMS"]
 
 IN_PARTS = '''\
     def forward(self, x):
@@ -132,7 +132,7 @@ _NUMBERS = {}
 
 OUTERS = '''\
 def _outers(x, grad):
-    """The gradient of a weight: from what it multiplied, maybe in parts, and of the product."""
+    """The gradient of a weight: from what it multiplied, and of the product, either in parts."""
     x, grad = (part if type(part) is tuple else (part,) for part in (x, grad))
     return _beside([_beside([_outer_of(one, other) for other in grad], -1) for one in x], 0)
 
@@ -141,7 +141,11 @@ def _beside(parts, dim):
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
+'''
+
+OUTER = '''\
 def _outer_of(x, grad):
+    """The gradient of a weight: from what it multiplied, and of the product."""
     work = x.numel() * grad.shape[-1]
     alike = x.dtype is grad.dtype and max(x.shape[-1], grad.shape[-1]) <= 512
     if alike and x.dim() <= 9 and _has_kernels(x, max(x.numel(), work // 16)):

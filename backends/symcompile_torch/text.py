@@ -599,6 +599,8 @@ def _fits(products, terms, channels=1):
     """Whether the kernels are there and the quickest: for many rows of few channels."""
     x, weight = products[0][0][0], products[0][1]
     entries = x.numel() // max(x.shape[-channels:].numel(), 1) * weight.shape[1]
+    if not _has_kernels(x, entries):
+        return False
     values = [value for parts, weight, *_ in products for value in (*parts, weight)]
     count = sum(len(parts) for parts, *_ in products)
     if x.device.type == "cpu":
@@ -612,7 +614,6 @@ def _fits(products, terms, channels=1):
     return (
         suits
         and max(count, len(terms), x.dim() - channels + 1) <= 8
-        and _has_kernels(x, entries)
         and all(value.dtype is x.dtype for value in (*values, *terms))
     )
 
@@ -648,15 +649,16 @@ _TRITON = _are_made("CUDA")  # by symcompile_torch.triton
 
 def _has_kernels(x, entries):
     """Whether an operator takes `x`, which makes so many entries, and is the quickest."""
-    if not (_KERNELS if x.device.type == "cpu" else _TRITON and x.is_cuda):
+    on_cpu = x.device.type == "cpu"
+    if not (_KERNELS if on_cpu else _TRITON and x.is_cuda):
         return False
     # An exported program serves any size, and runs without them; they have no derivative forward.
-    forward = getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
-    if _exporting() or forward or _in_transform():
+    if _exporting() or entries < (2**17 if on_cpu else 2**22):
         return False
-    if x.device.type == "cpu":
-        return x.dtype is torch.float32 and entries >= 2**17
-    return x.dtype in _TRITON_DTYPES and entries >= 2**22
+    forward = getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
+    if forward or _in_transform():
+        return False
+    return x.dtype is torch.float32 if on_cpu else x.dtype in _TRITON_DTYPES
 
 
 _TRITON_DTYPES = torch.float32, torch.bfloat16, torch.float16
