@@ -297,7 +297,11 @@ def run_exported(console: Console, family: Family) -> list[Claim]:
         lines = len(path.read_text(encoding="utf-8").splitlines())
         rows.append((path.name, lines, f"{errors[-1]:.1e}", told["refusal"] or "nothing"))
     table(console, ("", "lines", "outputs differ by", "`import symcompile` there"), rows)
-    say(console, "A part of layer_torch.py, whose names come from the spec:")
+    say(
+        console,
+        "A part of layer_torch.py, whose names come from the spec; what `keep` is given is kept "
+        "for the gradient of the weight that multiplies it:",
+    )
     code(console, excerpt((family.folder / "layer_torch.py").read_text(encoding="utf-8")))
     return [
         Claim("exported files import nothing of symcompile", ours, limit=0),

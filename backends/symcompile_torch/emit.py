@@ -9,6 +9,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import astuple, replace
+from typing import Any
 
 from symcompile.codegen import (
     Batching,
@@ -145,10 +146,10 @@ def _body(
     learns: Learning | None,
 ) -> str:
     """What the layer does when it is called, in one function or with its way back."""
-    cast = block((f"{name} = {name}.to(dtype)" for name in parts.inputs), 8)
-    known = {"first": first, "read": block(parts.read, 8), "cast": cast}
-    result = block((*parts.trees, f"return {parts.result}"), 8)
-    known |= {"weights": block(weights, 8), "result": result}
+    given = ["leaves = _read(x)", f"dtype = _common_dtype(leaves, self.{first})", *parts.read]
+    given += [*(f"{name} = {name}.to(dtype)" for name in parts.inputs), *weights]
+    known = {"given": block(given, 8)}
+    known["result"] = block((*parts.trees, f"return {parts.result}"), 8)
     if learns is None:
         return AT_ONCE.format(compute=block(parts.compute, 8), **known)
     sizes = ("batch", "dtype", "wide", *learns.sizes)
@@ -156,7 +157,7 @@ def _body(
     back = {"sizes": sizes, "matrices": matrices, "kept": learns.kept, "grads": learns.gradients}
     return IN_PARTS.format(
         unpack=block([f"{_tuple(parts.outputs)} = outputs"], 8),
-        given=block(
+        returned=block(
             [
                 f"sizes = {wrapped(sizes)}",
                 f"inputs = [*{wrapped(parts.inputs)}]",
@@ -356,16 +357,7 @@ class _Back(_Torch):
     joins_late = False
     pairs = "sum"
 
-    def two_means(
-        self,
-        value: str,
-        axis: int,
-        counts: Sequence[str],
-        weight: str | None,
-        *,
-        widen: bool,
-        channels: int = 1,
-    ) -> str | None:
+    def two_means(self, value: str, axis: int, *_: Any, widen: bool, **__: Any) -> str:
         return f"_two_sums({value}, {axis}{', dtype=wide' if widen else ''})"
 
     def embed(self, request: Embedding) -> list[str]:

@@ -20,12 +20,8 @@ IN_PARTS = '''\
 
     def _given(self, x):
         """The sizes of an input, and all that is multiplied, in one dtype."""
-        leaves = _read(x)
-        dtype = _common_dtype(leaves, self.{first})
-{read}
-{cast}
-{weights}
 {given}
+{returned}
 
 
 def _layer(sizes, inputs, matrices, keep):

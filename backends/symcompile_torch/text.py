@@ -115,11 +115,7 @@ def _orthogonal(noise):
 
 AT_ONCE = """\
     def forward(self, x):
-        leaves = _read(x)
-        dtype = _common_dtype(leaves, self.{first})
-{read}
-{cast}
-{weights}
+{given}
 
 {compute}
 {result}

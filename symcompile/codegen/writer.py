@@ -652,20 +652,16 @@ class Writer:
         anchors = [self.values[arg].text for arg in accumulation.anchors if arg not in written]
         target = self._new(name)
         held = self.held.get(accumulation.base)
-        self.sum_of_products(accumulation, target, products, terms, anchors, held)
+        self.sum_of_products(
+            accumulation, target, products, terms=terms, anchors=anchors, held=held
+        )
         return _Value(target, stem=target)
 
     def sum_of_products(
-        self,
-        accumulation: Accumulation,
-        target: str,
-        products: Sequence[Product],
-        terms: Sequence[str],
-        anchors: Sequence[str],
-        held: str | None,
+        self, accumulation: Accumulation, target: str, products: Sequence[Product], **others: Any
     ) -> None:
-        """Write a sum of products and terms; see `Dialect.linear_sum`."""
-        self.lines += self.dialect.linear_sum(target, products, terms, anchors, held)
+        """Write a sum of products; for the others see `Dialect.linear_sum`."""
+        self.lines += self.dialect.linear_sum(target, products, **others)
         for number in (accumulation.base, *accumulation.late.values()):
             self.multiplied(number)
 
