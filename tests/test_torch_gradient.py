@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 import symcompile as sc
+from symcompile.api import compile_spec
+from symcompile.ir import Concat, Input, Mix, Output, Reduce, transposed
 from symcompile.spec import flatten_like, parse_spec, unflatten
 from tests.backend_cases import MLP, SIZES, SPEC, inputs
 
@@ -163,19 +165,85 @@ def test_it_goes_back_twice_if_asked_to() -> None:
         torch.autograd.grad(loss, x)
 
 
-def test_where_not_everything_learns_autograd_does_it() -> None:
+def slopes(layer: Any, x: Any, given: Any) -> Any:
+    return torch.autograd.grad([part.sin().sum() for part in run(layer, x)], given)
+
+
+def test_where_a_weight_is_frozen_autograd_does_it() -> None:
     layer, x = make(), leaves()
-    wanted = torch.autograd.grad([part.sum() for part in run(layer, x)], list(layer.parameters()))
-    y = run(layer, [part.detach() for part in x])
-    assert not is_node(*y)
-    same(torch.autograd.grad([part.sum() for part in y], list(layer.parameters())), wanted)
     first, *others = layer.parameters()
+    wanted = slopes(layer, x, others)
     first.requires_grad_(False)
-    y = run(layer, x)
-    assert not is_node(*y)
-    same(torch.autograd.grad([part.sum() for part in y], others), wanted[1:])
+    assert not is_node(*run(layer, x))
+    same(slopes(layer, x, others), wanted)
     with torch.no_grad():
         assert not any(part.requires_grad for part in run(layer, x))
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+@pytest.mark.parametrize("spec", [MLP, SPEC], ids=["mlp", "spec"])
+def test_of_weights_alone(spec: Any, rank: int | None, monkeypatch: Any) -> None:
+    """A first layer: no input learns, and nothing is done for their gradients."""
+    layer, x = make(spec, rank=rank), leaves(spec)
+    given = list(layer.parameters())
+
+    def found(x: Any) -> Any:
+        return torch.autograd.grad([part.sin().sum() for part in run(layer, x, spec)], given)
+
+    wanted = found(x)
+    names = layer.forward.__globals__
+    whole, alone = names["_gradients"], names["_weight_gradients"]
+    fixed = [part.detach() for part in x]
+    assert is_node(*run(layer, fixed, spec))
+    with monkeypatch.context() as patch:
+        patch.setitem(names, "_gradients", None)
+        same(found(fixed), wanted)
+    first = [part.requires_grad_(place == 0) for place, part in enumerate(fixed)]
+    calls: list[int] = []
+    monkeypatch.setitem(names, "_weight_gradients", None)
+    monkeypatch.setitem(names, "_gradients", lambda *x: (calls.append(1), whole(*x))[1])
+    same(found(first), wanted)
+    assert calls == [1]
+    for part in first:
+        part.requires_grad_(False)
+    monkeypatch.setitem(names, "_weight_gradients", lambda *x: alone(*x)[::-1])
+    with pytest.raises((AssertionError, RuntimeError)):
+        same(found(first), wanted)
+
+
+def test_of_weights_alone_in_every_way() -> None:
+    """Twice, many at once, checkpointed, compiled."""
+    layer, x = make(), [part.detach() for part in leaves()]
+    given = list(layer.parameters())
+
+    def call(*weights: Any) -> Any:
+        assert is_node(*run(layer, x))
+        return run(layer, x)[0]
+
+    assert torch.autograd.gradcheck(call, given)
+    assert torch.autograd.gradgradcheck(call, given)
+    assert torch.autograd.gradcheck(call, given, check_batched_grad=True)
+    y = torch.utils.checkpoint.checkpoint(call, *given, use_reentrant=False)
+    wanted = torch.autograd.grad(call(*given).sum(), given)
+    same(torch.autograd.grad(y.sum(), given), wanted)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    same(torch.autograd.grad(run(compiled, x)[0].sum(), given), wanted)
+
+
+def test_a_first_layer_needs_nothing_but_sums_and_products() -> None:
+    """What only the gradients of inputs need is not in it: no weight is read."""
+    compiled = compile_spec(MLP, in_channels=2, out_channels=2)
+    back = transposed(compiled.program)
+    assert back is not None
+    assert len(back.to_weights.ops) < len(back.program.ops)
+    kinds = {type(op) for op in back.to_weights.ops}
+    assert kinds == {Input, Reduce, Concat, Mix, Output}
+    source = sc.compile(MLP, in_channels=2, out_channels=2, backend="torch").source
+    alone = source.split("def _weight_gradients")[1].split("\n\n\n")[0]
+    assert ".t()" not in alone
+    assert "_divided" not in alone
+    assert "_outer_of(" in alone
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")

@@ -91,7 +91,9 @@ def emit(compiled: Compiled) -> str:
     default = ""
     if compiled.dtype is not None:
         default = f"        dtype = torch.{compiled.dtype} if dtype is None else dtype\n"
-    written = [*parts.compute, *(learns.backward if learns else ())]
+    written = [*parts.compute]
+    if learns:
+        written += [*learns.to_all.lines, *learns.to_weights.lines]
     called = set(re.findall(r"\b_\w+(?=\()", "\n".join(written)))
     if learns:
         called |= {"_product"} | ({"_linear_sum"} if "_sum_and_outer" in called else set())
@@ -152,7 +154,8 @@ def _body(
     known["result"] = block((*parts.trees, f"return {parts.result}"), 8)
     if learns is None:
         return AT_ONCE.format(compute=block(parts.compute, 8), **known)
-    sizes = ("batch", "dtype", "wide", *learns.sizes)
+    to_all, alone = learns.to_all, learns.to_weights
+    inputs, sizes = wrapped(to_all.to_inputs), ("batch", "dtype", "wide", *learns.sizes)
     unpack = {"sizes": sizes, "inputs": parts.inputs, "matrices": matrices}
     back = {"sizes": sizes, "matrices": matrices, "kept": learns.kept, "grads": learns.gradients}
     return IN_PARTS.format(
@@ -170,8 +173,8 @@ def _body(
         compute=block(parts.compute, 4),
         outputs=block([f"return {_tuple(parts.outputs)}"], 4),
         unpack_gradients=block((f"{_tuple(names)} = {name}" for name, names in back.items()), 4),
-        backward=block(learns.backward, 4),
-        gradients=block([f"return {wrapped(learns.to_inputs)}, {wrapped(learns.to_matrices)}"], 4),
+        to_all=block([*to_all.lines, f"return {inputs}, {wrapped(to_all.to_matrices)}"], 4),
+        to_weights=block([*alone.lines, f"return {wrapped(alone.to_matrices)}"], 4),
         **known,
     )
 

@@ -18,9 +18,24 @@ from typing import Any
 from symcompile.codegen import Compiled, Dialect, Product, SourceParts, Writer
 from symcompile.codegen.layout import wrapped
 from symcompile.codegen.lifetime import free_early
-from symcompile.ir import Accumulation, BatchMix, Mix, Slot, Transposed, transposed
+from symcompile.codegen.pieces import tiles
+from symcompile.ir import Accumulation, BatchMix, Mix, Program, Slot, Transposed, transposed
 
 __all__ = ["Keeping", "Learning", "learning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """A way back.
+
+    Attributes:
+        lines: its statements.
+        to_inputs, to_matrices: what the gradients are called, in the order of the layer's.
+    """
+
+    lines: tuple[str, ...]
+    to_inputs: tuple[str, ...]
+    to_matrices: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +46,17 @@ class Learning:
         forward: the layer, which keeps what it multiplies by calls of `keep`.
         sizes: names of the sizes that it reads from its inputs.
         kept: names of what it keeps, in order.
-        gradients: names of what the statements read, the gradients of all outputs.
-        backward: statements from those to the gradients of inputs and of matrices.
-        to_inputs, to_matrices: what these are called, in the order of the layer's.
+        gradients: names of what the ways back read, the gradients of all outputs.
+        to_all: from those to the gradients of inputs and of matrices.
+        to_weights: to those of matrices alone, as a first layer needs them.
     """
 
     forward: SourceParts
     sizes: tuple[str, ...]
     kept: tuple[str, ...]
     gradients: tuple[str, ...]
-    backward: tuple[str, ...]
-    to_inputs: tuple[str, ...]
-    to_matrices: tuple[str, ...]
+    to_all: Back
+    to_weights: Back
 
 
 def learning(
@@ -70,10 +84,20 @@ def learning(
     if layer.owned.parted or any(count > 1 for count in layer.layout.channels.values()):
         return None
     parts = layer.write()
-    back = _Taking(compiled, other, backward, layer, taken, matrices)
+    back, alone = (
+        _Taking(compiled, other, program, backward, layer, taken, matrices)
+        for program in (other.program, other.to_weights)
+    )
     if layer.multiplies_lazy or back.multiplies_lazy:
         return None
-    return back.written(parts)
+    return Learning(
+        parts,
+        tuple(layer.layout.sizes.values()),
+        tuple(layer.kept),
+        tuple(back.layout.inputs),
+        back.written(len(other.read)),
+        alone.written(0),
+    )
 
 
 class Keeping(Writer):
@@ -105,14 +129,13 @@ class _Taking(Writer):
         self,
         compiled: Compiled,
         other: Transposed,
+        program: Program,
         dialect: Dialect,
         layer: Keeping,
         taken: set[str],
         matrices: Sequence[str],
     ) -> None:
-        turned = replace(
-            compiled, spec=compiled.out_spec, out_spec=compiled.spec, program=other.program
-        )
+        turned = replace(compiled, spec=compiled.out_spec, out_spec=compiled.spec, program=program)
         sizes = layer.layout.sizes
         known = taken | {*layer.kept, *sizes.values(), *matrices}
         super().__init__(turned, dialect, known, prefix="grad_", sizes=sizes, folded=True)
@@ -121,9 +144,8 @@ class _Taking(Writer):
         self.found: dict[str, list[tuple[Slot, str]]] = {}  # gradients of weights, or their parts
         self.factors: dict[int, tuple[str, ...]] = {}
 
-    def written(self, forward: SourceParts) -> Learning:
-        """Write everything; `forward` is the layer."""
-        gradients = tuple(self.layout.inputs)
+    def written(self, inputs: int) -> Back:
+        """Write everything; so many outputs are gradients of inputs."""
         self.lines += [*self.layout.fold(), *self._weights()]
         self.compute()
         outputs = self.layout.outputs
@@ -132,28 +154,23 @@ class _Taking(Writer):
             self.lines.append(f"{total} = {one}.reshape(-1, {one}.shape[-1]).sum(dim=0)")
             cell = bias.weight, (0, 1), bias.cols
             self.found.setdefault(bias.weight, []).append((cell, total))
-        to_inputs = outputs[: len(self.other.read)]
+        to_inputs = outputs[:inputs]
         to_matrices = [self._whole(name) for name in self.matrices]
-        result = ", ".join([*to_inputs, *to_matrices])
-        return Learning(
-            forward,
-            tuple(self.layout.sizes.values()),
-            tuple(self.layer.kept),
-            gradients,
-            tuple(free_early(self.lines, self.large, result)),
-            tuple(to_inputs),
-            tuple(to_matrices),
-        )
+        lines = free_early(self.lines, self.large, ", ".join([*to_inputs, *to_matrices]))
+        return Back(tuple(lines), tuple(to_inputs), tuple(to_matrices))
 
     def _weights(self) -> list[str]:
         """From the matrices of the layer to those of its transpose."""
         lines = []
-        stacked = {weight for weights in self.stacks for weight in weights}
+        read = [op for number, op in enumerate(self.program.ops) if self.readers[number]]
+        single = {op.weight for op in read if isinstance(op, Mix)}
+        stacks = {op.weights for op in read if isinstance(op, BatchMix)}
         for name in self.other.means:
-            if name not in stacked:
+            if name in single:
                 lines.append(f"{name} = {self._divided(name, [name])}.t()")
         for names, stack in self.stacks.items():
-            lines.append(f"{stack} = {self._divided(stack, names)}.transpose(1, 2)")
+            if names in stacks:
+                lines.append(f"{stack} = {self._divided(stack, names)}.transpose(1, 2)")
         return lines
 
     def _divided(self, text: str, names: Sequence[str]) -> str:
@@ -216,22 +233,25 @@ class _Taking(Writer):
 
     def _whole(self, matrix: str) -> str:
         """The gradient of a matrix, put together from those of its parts."""
-        parts = sorted(self.found.get(matrix, ()), key=lambda part: part[0][1:])
+        parts = self.found.get(matrix, ())
         if len(parts) == 1:
             return parts[0][1]
-        name, names = self.namer(f"to_{matrix}"), [part for _, part in parts]
-        for axis, side, other in ((-1, 2, 1), (0, 1, 2)):
-            ends = [0, *(cell[side][1] for cell, _ in parts)]
-            follow = [cell[side][0] for cell, _ in parts] == ends[:-1]
-            whole = ends[-1] == self.layer.shapes[matrix][axis]
-            if follow and whole and len({cell[other] for cell, _ in parts}) == 1:
-                self.lines.append(f"{name} = torch.cat({wrapped(names, width=40)}, dim={axis})")
-                return name
-        shape = self.layer.shapes[matrix]
+        shape, name = self.layer.shapes[matrix], self.namer(f"to_{matrix}")
+        cells = {cell[1:]: part for cell, part in parts}
+        rows, cols = (sorted({cell[side] for cell in cells}) for side in (0, 1))
+        whole = tiles(rows, (1, *shape)[-2]) and tiles(cols, shape[-1])
+        if whole and len(cells) == len(rows) * len(cols):
+            strips = [_beside([cells[row, col] for col in cols], -1) for row in rows]
+            self.lines.append(f"{name} = {_beside(strips, 0)}")
+            return name
         self.lines.append(f"{name} = {matrix}.new_zeros({shape})")
-        for (_, (top, bottom), (left, right)), part in parts:
+        for ((top, bottom), (left, right)), part in cells.items():
             self.lines.append(f"{name}[{top}:{bottom}, {left}:{right}] = {part}")
         return name
+
+
+def _beside(parts: Sequence[str], dim: int) -> str:
+    return parts[0] if len(parts) == 1 else f"torch.cat({wrapped(parts, width=40)}, dim={dim})"
 
 
 def _tuple(names: Sequence[str]) -> str:

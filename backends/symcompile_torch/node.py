@@ -11,7 +11,7 @@ __all__ = ["DIVIDED", "IN_PARTS", "NODE", "OUTER", "OUTERS", "SUM_AND_OUTER", "T
 IN_PARTS = '''\
     def forward(self, x):
         sizes, inputs, matrices = self._given(x)
-        if _learns(*inputs, *matrices):
+        if _learns(inputs, matrices):
             outputs = _Layer.apply(sizes, len(inputs), *inputs, *matrices)
         else:
             outputs = _layer(sizes, inputs, matrices, lambda x: None)
@@ -37,8 +37,14 @@ def _gradients(sizes, matrices, kept, grads):
     """The layer the other way round: from gradients of outputs to those of inputs and matrices."""
 {unpack_gradients}
 
-{backward}
-{gradients}
+{to_all}
+
+
+def _weight_gradients(sizes, matrices, kept, grads):
+    """The same for matrices alone: where no input learns, as in a first layer."""
+{unpack_gradients}
+
+{to_weights}
 
 
 '''
@@ -63,8 +69,12 @@ class _Layer(torch.autograd.Function):
         count, end = ctx.counts
         values, kept = saved[:end], saved[end:]
         batched = not torch.compiler.is_compiling() and any(map(_is_batched, grads))
+        learn = ctx.needs_input_grad[2:]
         if not (batched or torch.is_grad_enabled()):
-            found = _gradients(ctx.sizes, values[count:], kept, grads)
+            given = ctx.sizes, values[count:], kept, grads
+            if not any(learn[:count]):
+                return None, None, *[None] * count, *_weight_gradients(*given)
+            found = _gradients(*given)
             return None, None, *found[0], *found[1]
         # To be differentiated again, or many gradients at once: as autograd does it.
         with torch.enable_grad():
@@ -72,20 +82,23 @@ class _Layer(torch.autograd.Function):
             # this layer's.
             values = [value.view_as(value) for value in values]
             outputs = _layer(ctx.sizes, values[:count], values[count:], lambda x: None)
+        wanted = [value for value, needed in zip(values, learn) if needed]
         create = torch.is_grad_enabled()
-        return None, None, *torch.autograd.grad(
-            outputs, values, grads, create_graph=create, allow_unused=True
-        )
+        found = torch.autograd.grad(outputs, wanted, grads, create_graph=create, allow_unused=True)
+        found = [*found]
+        return None, None, *[found.pop(0) if needed else None for needed in learn]
 
 
-def _learns(*values):
-    """Whether the layer is a node: where everything learns, on a CPU, and nothing looks into it."""
+def _learns(inputs, matrices):
+    """Whether the layer is a node: where all weights learn, on a CPU, and nothing looks into it."""
     return (
         torch.is_grad_enabled()
-        and all(value.requires_grad and value.dtype in _LEARNED for value in values)
-        and values[0].device.type == "cpu"
+        and all([matrix.requires_grad for matrix in matrices])
+        and all([value.dtype in _LEARNED for value in (*inputs, *matrices)])
+        and matrices[0].device.type == "cpu"
         and getattr(torch.autograd.forward_ad, "_current_level", -1) < 0
         and not (_exporting() or _in_transform())
+        and (torch.compiler.is_compiling() or not any([x.is_inference() for x in matrices]))
     )
 
 

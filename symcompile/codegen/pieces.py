@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from symcompile.ir import BatchMix, Mix, Program
 
-__all__ = ["Grid", "grids_of"]
+__all__ = ["Grid", "grids_of", "tiles"]
 
 _Range = tuple[int, int]
 
@@ -46,13 +46,13 @@ def grids_of(program: Program) -> dict[str, Grid]:
     grids = {}
     for name, cells in read.items():
         rows, cols = (tuple(sorted(set(side))) for side in zip(*cells, strict=True))
-        tiled = all(map(_tile, (rows, cols), shapes[name]))
+        tiled = all(map(tiles, (rows, cols), shapes[name]))
         if tiled and 1 < len(cells) == len(rows) * len(cols) and name not in whole:
             grids[name] = Grid(rows, cols)
     return grids
 
 
-def _tile(ranges: Iterable[_Range], length: int) -> bool:
+def tiles(ranges: Iterable[_Range], length: int) -> bool:
     """Whether ranges, in order, cover a length without gap or overlap."""
     place = 0
     for start, stop in ranges:

@@ -221,6 +221,8 @@ class Writer:
                 return self._assign(f"{source.stem}_diag", text, source)
             case Concat():
                 return self._concat(number, op)
+            case Mix() | BatchMix() if not self.readers[number]:
+                return self._unread(number, op)
             case Mix():
                 return self._mix(number, op)
             case BatchMix():
@@ -265,9 +267,11 @@ class Writer:
         return self.dialect.expand(value.text, shape)
 
     def _destination(self, number: int) -> str:
-        """The output a value ends up in, for its name."""
+        """The output a value ends up in, or the product it ends before, for its name."""
         op = self.program.ops[number]
         while not isinstance(op, Output):
+            if not self.readers[number]:
+                return self._stack_name(number)
             number = self.readers[number][0]
             op = self.program.ops[number]
         return self.layout.outputs[op.tensor].removeprefix("out_")
@@ -438,6 +442,13 @@ class Writer:
         self.multiplied(number)
         return made
 
+    def _unread(self, number: int, op: Mix | BatchMix) -> _Value:
+        """A mix of which only what it multiplies is asked for."""
+        operands = self._parts(op.args[0]) if isinstance(op, Mix) else [self._batch(op)]
+        self.multiplies(number, operands)
+        self.multiplied(number)
+        return _Value("")
+
     def _mix_parts(self, op: Mix, weight: str, slices: Sequence[int]) -> None:
         """Write a product of many channels, that reads and makes parts."""
         (arg,) = op.args
@@ -487,12 +498,7 @@ class Writer:
         else:
             count = len(names)
             self.lines.append(f"# {count} mixes of {rows} to {cols} channels at once.")
-            before = batch_behind(self.program.ops, op)
-            if before is None:
-                source = batching.split(self._joined(op.args), count, rows)
-            else:
-                source = self.batches[before]
-            (source,) = self.multiplies(number, [source])
+            (source,) = self.multiplies(number, [self._batch(op)])
             batch = self.batches[number] = self._new("mixed")
             self.lines.append(f"{batch} = {batching.multiply(source, self.stacks[op.weights])}")
             self.multiplied(number)
@@ -502,6 +508,15 @@ class Writer:
                 self.lines.append(f"{wrapped(names, bare=True)} = {parts}")
         self.members[number] = [_Value(name, stem=name) for name in names]
         return _Value("")
+
+    def _batch(self, op: BatchMix) -> str:
+        """What a batch of products reads, where the dialect has batches."""
+        before, batching = batch_behind(self.program.ops, op), self.dialect.batching
+        if before is not None:
+            return self.batches[before]
+        assert batching is not None, "the dialect has batches"
+        rows, _ = self.shapes[op.weights[0]]
+        return batching.split(self._joined(op.args), len(op.weights), rows)
 
     def _operand(self, number: int) -> str:
         """What a product reads, in the dtype of the computation.

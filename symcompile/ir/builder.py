@@ -35,13 +35,7 @@ class Builder:
             if isinstance(op, ops.Output) or number in live:
                 live.add(number)
                 live.update(op.args)
-        place = {old: new for new, old in enumerate(sorted(live))}
-        kept = (
-            replace(op, args=tuple(place[arg] for arg in op.args))
-            for number, op in enumerate(self._ops)
-            if number in live
-        )
-        return replace(self._like, ops=tuple(kept))
+        return self.everything().only(live)
 
     def everything(self) -> Program:
         """The program built so far, with ops that no output needs."""

@@ -6,8 +6,8 @@ the op (`verify`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 from symcompile.errors import ProgramError
@@ -75,6 +75,17 @@ class Program:
     def weight_count(self) -> int:
         """Number of scalar weights."""
         return sum(prod(shape) for _, shape in self.weights)
+
+    def only(self, live: Collection[int]) -> Program:
+        """The program with some of its ops, which read no others."""
+        place = {old: new for new, old in enumerate(sorted(live))}
+        return replace(
+            self,
+            ops=tuple(
+                replace(self.ops[number], args=tuple(place[arg] for arg in self.ops[number].args))
+                for number in place
+            ),
+        )
 
 
 def types_of(program: Program) -> tuple[Type, ...]:

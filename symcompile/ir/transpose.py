@@ -73,6 +73,19 @@ class Transposed:
     biases: tuple[Bias, ...]
     means: Mapping[str, tuple[Segment, ...]]
 
+    @property
+    def to_weights(self) -> Program:
+        """The part of the program that the gradients of weights need: up to what is multiplied,
+        by mixes that nothing reads."""
+        live: set[int] = set()
+        ops = self.program.ops
+        for number in range(len(ops) - 1, -1, -1):
+            op = ops[number]
+            bias = isinstance(op, Output) and op.tensor >= len(self.read)
+            if bias or number in live or isinstance(op, Mix | BatchMix):
+                live.update((number, *op.args))
+        return self.program.only(live)
+
 
 def transposed(program: Program) -> Transposed | None:
     """The transpose of a program; None where it has none of this form.
