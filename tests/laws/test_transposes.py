@@ -21,7 +21,7 @@ import symcompile as sc
 from symcompile.api import compile_spec
 from symcompile.ir import Add, Output, Program, Transposed, diagrams_of, transposed, verify
 from symcompile.ir.meaning import BIAS
-from symcompile.spec import Label, flatten_like, unflatten
+from symcompile.spec import Label, axis_atoms, flatten_like, unflatten
 from symcompile_numpy import run
 from tests.laws.strategies import Case, cases, normal_weights
 
@@ -162,6 +162,16 @@ def gradients(layer: Any, case: Case, seed: int, learn: str, node: bool) -> list
     return [*y, *found]
 
 
+def channels_apart(case: Case) -> bool:
+    """Whether a tensor is stored with a fixed axis before others, and so may have several axes of
+    channels."""
+    for leaf in case.source.leaves:
+        fixed = [isinstance(atom, sc.Fixed) for axis in leaf.axes for atom in axis_atoms(axis)]
+        if fixed != sorted(fixed):
+            return True
+    return False
+
+
 @settings(max_examples=60)
 @given(cases(max_weights=1_000, max_entries=1_500))
 def test_a_layer_of_pytorch_takes_the_gradients_that_autograd_takes(case: Case) -> None:
@@ -174,7 +184,7 @@ def test_a_layer_of_pytorch_takes_the_gradients_that_autograd_takes(case: Case) 
         for weight in layer.parameters():
             weight.copy_(torch.randn(weight.shape, dtype=torch.float64))
     names = layer.forward.__globals__
-    assert "_layer" in names or not planned
+    assert "_layer" in names or not planned or channels_apart(case)
     learn = ("all", "one", "none")[case.seed // 4 % 3]
     found = gradients(layer, case, case.seed, learn, node="_layer" in names)
     with pytest.MonkeyPatch.context() as patch:
