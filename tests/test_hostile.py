@@ -164,6 +164,7 @@ FUNCTIONS = {
                 "_gradients",
                 "_weight_gradients",
                 "is_inference",
+                "mixed_back",
                 "_learns",
                 "keep",
                 "clear",

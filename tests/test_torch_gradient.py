@@ -21,6 +21,8 @@ from tests.backend_cases import MLP, SIZES, SPEC, inputs
 
 torch = pytest.importorskip("torch")
 
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
 import symcompile_torch  # noqa: E402
 import symcompile_torch.kernels  # noqa: E402
 
@@ -464,6 +466,34 @@ def test_large_layers_are_taken_back_by_kernels(monkeypatch: Any) -> None:
     wanted = torch.autograd.grad(y, [*doubles, *exact.parameters()], [part.double() for part in g])
     for one, other in zip(found, wanted, strict=True):
         assert (one - other).abs().max() <= 2e-6 * max(1.0, other.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("shape", "width", "operator"),
+    [
+        ((4, 256, 464), 464, "symcompile.mixed_back.default"),
+        ((300, 1024), 512, "symcompile.mixed_back.default"),
+        ((4, 1024, 48), 96, "symcompile.outer.default"),
+        ((2, 3, 48), 96, "aten.mm.default"),
+    ],
+)
+def test_products_that_gradients_of_weights_are(shape: Any, width: int, operator: str) -> None:
+    if not symcompile_torch.HAS_KERNELS:
+        pytest.skip("no kernels for this processor")
+    of = make().forward.__globals__["_outer_of"]
+    called: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            called.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    x, g = torch.randn(shape), torch.randn(*shape[:-1], width)
+    with Watch():
+        found = of(x, g)
+    assert operator in called
+    rows, others = x.double().flatten(0, -2).t(), g.double().flatten(0, -2)
+    assert (found - rows @ others).abs().max() <= 1e-6 * (rows.abs() @ others.abs()).max()
 
 
 def test_float16_is_left_to_autograd() -> None:

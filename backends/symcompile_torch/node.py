@@ -156,9 +156,12 @@ OUTER = '''\
 def _outer_of(x, grad):
     """The gradient of a weight: from what it multiplied, and of the product."""
     work = x.numel() * grad.shape[-1]
-    alike = x.dtype is grad.dtype and max(x.shape[-1], grad.shape[-1]) <= 512
-    if alike and x.dim() <= 9 and _has_kernels(x, max(x.numel(), work // 16)):
-        return torch.ops.symcompile.outer(x, [*range(x.dim() - 1)], grad)
+    sides = x.shape[-1], grad.shape[-1]
+    if x.dtype is grad.dtype and x.dim() <= 9 and _has_kernels(x, max(x.numel(), work // 16)):
+        if _MIXED and sides[0] * sides[1] >= 2**17 and x.device.type == "cpu":
+            return torch.ops.symcompile.mixed_back([x], [grad], x.dim() - 1)
+        if max(sides) <= 512:
+            return torch.ops.symcompile.outer(x, [*range(x.dim() - 1)], grad)
     if x.dtype is torch.float32 and work >= 2**23 and not (_BLAS or _transformed()):
         return _outer(x, grad)
     return _product(x.reshape(-1, x.shape[-1]).t(), grad.reshape(-1, grad.shape[-1]))
