@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import sys
 import weakref
 from typing import Any
@@ -53,7 +54,7 @@ def is_node(*y: Any) -> bool:
 
 
 def by_autograd(layer: Any, patch: Any) -> None:
-    patch.setitem(layer.forward.__globals__, "_learns", lambda *values: False)
+    patch.setitem(layer.forward.__globals__, "_node", lambda *values: None)
 
 
 def same(found: Any, wanted: Any, within: float = 1e-12) -> None:
@@ -182,35 +183,49 @@ def test_where_a_weight_is_frozen_autograd_does_it() -> None:
         assert not any(part.requires_grad for part in run(layer, x))
 
 
-@pytest.mark.parametrize("rank", [None, 1])
 @pytest.mark.parametrize("spec", [MLP, SPEC], ids=["mlp", "spec"])
-def test_of_weights_alone(spec: Any, rank: int | None, monkeypatch: Any) -> None:
+def test_of_weights_alone(spec: Any, monkeypatch: Any) -> None:
     """A first layer: no input learns, and nothing is done for their gradients."""
-    layer, x = make(spec, rank=rank), leaves(spec)
+    layer, x = make(spec), leaves(spec)
     given = list(layer.parameters())
 
     def found(x: Any) -> Any:
-        return torch.autograd.grad([part.sin().sum() for part in run(layer, x, spec)], given)
+        y = run(layer, x, spec)
+        return [
+            {type(part.grad_fn).__name__ for part in y},
+            torch.autograd.grad([part.sin().sum() for part in y], given),
+        ]
 
-    wanted = found(x)
     names = layer.forward.__globals__
-    whole, alone = names["_gradients"], names["_weight_gradients"]
+    _, wanted = found(x)
     fixed = [part.detach() for part in x]
-    assert is_node(*run(layer, fixed, spec))
+    alone = names["_weight_gradients"]
     with monkeypatch.context() as patch:
         patch.setitem(names, "_gradients", None)
-        same(found(fixed), wanted)
-    first = [part.requires_grad_(place == 0) for place, part in enumerate(fixed)]
-    calls: list[int] = []
-    monkeypatch.setitem(names, "_weight_gradients", None)
-    monkeypatch.setitem(names, "_gradients", lambda *x: (calls.append(1), whole(*x))[1])
-    same(found(first), wanted)
-    assert calls == [1]
-    for part in first:
-        part.requires_grad_(False)
-    monkeypatch.setitem(names, "_weight_gradients", lambda *x: alone(*x)[::-1])
-    with pytest.raises((AssertionError, RuntimeError)):
-        same(found(first), wanted)
+        kinds, ours = found(fixed)
+        assert kinds == {"_FirstLayerBackward"}
+        same(ours, wanted)
+        patch.setitem(names, "_weight_gradients", lambda *x: (alone(*x)[0] * 2, *alone(*x)[1:]))
+        with pytest.raises(AssertionError):
+            same(found(fixed)[1], wanted)
+    # Where some inputs learn, autograd goes op by op.
+    some = [part.requires_grad_(place == 0) for place, part in enumerate(fixed)]
+    kinds, ours = found(some)
+    assert not any("Layer" in kind for kind in kinds)
+    same(ours, wanted)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_of_low_rank(learns: bool, monkeypatch: Any) -> None:
+    """On the way to the weights of a first factor the second is read."""
+    layer, x = make(rank=1), leaves()
+    x = [part.requires_grad_(learns) for part in x]
+    assert is_node(*run(layer, x)) == learns
+    assert "_FirstLayer" not in layer.source
+    given = list(layer.parameters())
+    ours = slopes(layer, x, given)
+    by_autograd(layer, monkeypatch)
+    same(ours, slopes(layer, x, given))
 
 
 def test_of_weights_alone_in_every_way() -> None:
@@ -219,18 +234,71 @@ def test_of_weights_alone_in_every_way() -> None:
     given = list(layer.parameters())
 
     def call(*weights: Any) -> Any:
-        assert is_node(*run(layer, x))
-        return run(layer, x)[0]
+        y = run(layer, x)
+        if torch.is_grad_enabled():
+            assert all("_FirstLayer" in str(part.grad_fn) for part in y)
+        return y[0]
 
     assert torch.autograd.gradcheck(call, given)
     assert torch.autograd.gradgradcheck(call, given)
     assert torch.autograd.gradcheck(call, given, check_batched_grad=True)
-    y = torch.utils.checkpoint.checkpoint(call, *given, use_reentrant=False)
     wanted = torch.autograd.grad(call(*given).sum(), given)
-    same(torch.autograd.grad(y.sum(), given), wanted)
+    for reentrant in (True, False):
+        y = torch.utils.checkpoint.checkpoint(call, *given, use_reentrant=reentrant)
+        y.sum().backward(inputs=given) if not reentrant else y.sum().backward()
+        same([weight.grad for weight in given], wanted)
+        for weight in given:
+            weight.grad = None
     torch._dynamo.reset()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     same(torch.autograd.grad(run(compiled, x)[0].sum(), given), wanted)
+
+
+def test_many_gradients_of_large_weights_at_once(monkeypatch: Any) -> None:
+    torch.manual_seed(0)
+    layer: Any = sc.compile({"w": ()}, in_channels=400, out_channels=400, backend="torch")
+    x = torch.randn(512, 400)
+    y, given = layer({"w": x})["w"], list(layer.parameters())
+    assert "_FirstLayer" in str(y.grad_fn)
+    g = torch.randn(3, *y.shape)
+    found = torch.autograd.grad(y, given, g, is_grads_batched=True, retain_graph=True)
+    for k in range(3):
+        one = torch.autograd.grad(y, given, g[k], retain_graph=True)
+        same([part[k] for part in found], one, within=1e-5)
+
+
+def test_a_first_layer_keeps_what_weights_multiply_and_no_more() -> None:
+    """So what is not multiplied as it is may be used again."""
+    spec = {"w": ("a", "b"), "v": ("b",)}
+    layer = make(spec, out_spec={"s": ()})
+    buffer = {"w": torch.zeros(2, 5, 6, 2).double(), "v": torch.zeros(2, 6, 2).double()}
+    total: Any = 0
+    for k in range(3):
+        for part in buffer.values():
+            part.fill_(k + 1)
+        y = layer(buffer)["s"]
+        assert "_FirstLayer" in str(y.grad_fn)
+        total = total + y.sum()
+    given = list(layer.parameters())
+    found = torch.autograd.grad(total, given)
+    ones = {name: torch.full_like(part, 6) for name, part in buffer.items()}
+    *slopes, bias = torch.autograd.grad(layer(ones)["s"].sum(), given)
+    same(found, [*slopes, 3 * bias])
+    with torch.inference_mode():
+        frozen = {name: part.clone() for name, part in buffer.items()}
+    torch.autograd.grad(layer(frozen)["s"].sum(), given)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_can_be_saved(learns: bool) -> None:
+    layer = make({"w": ("a", "b")})
+    x = {"w": torch.randn(2, 5, 6, 2, dtype=torch.float64, requires_grad=learns)}
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(layer, (x,), strict=False, check_trace=False), file)
+    file.seek(0)
+    same([torch.jit.load(file)(x)["w"]], [layer(x)["w"]])
 
 
 def test_a_first_layer_needs_nothing_but_sums_and_products() -> None:

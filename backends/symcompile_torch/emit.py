@@ -32,7 +32,17 @@ from symcompile.codegen.template import (
 )
 from symcompile.ir import Filled
 from symcompile_torch.gradient import Learning, learning
-from symcompile_torch.node import DIVIDED, IN_PARTS, NODE, OUTER, OUTERS, SUM_AND_OUTER, TWO_SUMS
+from symcompile_torch.node import (
+    DIVIDED,
+    FIRST_NODE,
+    IN_PARTS,
+    NODE,
+    OUTER,
+    OUTERS,
+    SUM_AND_OUTER,
+    TO_WEIGHTS,
+    TWO_SUMS,
+)
 from symcompile_torch.text import (
     AT_ONCE,
     FILL,
@@ -93,7 +103,7 @@ def emit(compiled: Compiled) -> str:
         default = f"        dtype = torch.{compiled.dtype} if dtype is None else dtype\n"
     written = [*parts.compute]
     if learns:
-        written += [*learns.to_all.lines, *learns.to_weights.lines]
+        written += learns.to_all.lines + (learns.to_weights.lines if learns.to_weights else ())
     called = set(re.findall(r"\b_\w+(?=\()", "\n".join(written)))
     if learns:
         called |= {"_product"} | ({"_linear_sum"} if "_sum_and_outer" in called else set())
@@ -122,7 +132,7 @@ def emit(compiled: Compiled) -> str:
         laid_out="        self._lay_out()\n" if stacked else "",
         body=_body(next(iter(shapes)), parts, weights, matrices, learns),
         side_by_side=(FLAT if stacked else "") + (FILL if poured else ""),
-        products=(NODE + OUTER if learns else "")
+        products=(_nodes(learns) if learns else "")
         + (OUTERS if "_outers" in called else "")
         + (SUM_AND_OUTER if "_sum_and_outer" in called else "")
         + (DIVIDED if "_divided" in called else "")
@@ -157,8 +167,9 @@ def _body(
     to_all, alone = learns.to_all, learns.to_weights
     inputs, sizes = wrapped(to_all.to_inputs), ("batch", "dtype", "wide", *learns.sizes)
     unpack = {"sizes": sizes, "inputs": parts.inputs, "matrices": matrices}
-    back = {"sizes": sizes, "matrices": matrices, "kept": learns.kept, "grads": learns.gradients}
-    return IN_PARTS.format(
+    kept = {"sizes": sizes, "kept": learns.kept, "grads": learns.gradients}
+    back = {"matrices": matrices, **kept}
+    text = IN_PARTS.format(
         unpack=block([f"{_tuple(parts.outputs)} = outputs"], 8),
         returned=block(
             [
@@ -174,9 +185,22 @@ def _body(
         outputs=block([f"return {_tuple(parts.outputs)}"], 4),
         unpack_gradients=block((f"{_tuple(names)} = {name}" for name, names in back.items()), 4),
         to_all=block([*to_all.lines, f"return {inputs}, {wrapped(to_all.to_matrices)}"], 4),
-        to_weights=block([*alone.lines, f"return {wrapped(alone.to_matrices)}"], 4),
         **known,
     )
+    if alone is None:
+        return text
+    return text + TO_WEIGHTS.format(
+        unpack_gradients=block((f"{_tuple(names)} = {name}" for name, names in kept.items()), 4),
+        to_weights=block([*alone.lines, f"return {wrapped(alone.to_matrices)}"], 4),
+    )
+
+
+def _nodes(learns: Learning) -> str:
+    """The nodes that the layer may be, and which of them it is."""
+    if learns.to_weights is None:
+        return NODE.format(first="", nodes="_Layer") + OUTER
+    nodes = "_Layer if any(learn) else _FirstLayer"
+    return FIRST_NODE + NODE.format(first="not any(learn) or ", nodes=nodes) + OUTER
 
 
 def _tuple(names: Sequence[str]) -> str:

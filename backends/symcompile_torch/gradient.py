@@ -19,9 +19,18 @@ from symcompile.codegen import Compiled, Dialect, Product, SourceParts, Writer
 from symcompile.codegen.layout import wrapped
 from symcompile.codegen.lifetime import free_early
 from symcompile.codegen.pieces import tiles
-from symcompile.ir import Accumulation, BatchMix, Mix, Program, Slot, Transposed, transposed
+from symcompile.ir import (
+    Accumulation,
+    BatchMix,
+    Mix,
+    Output,
+    Program,
+    Slot,
+    Transposed,
+    transposed,
+)
 
-__all__ = ["Keeping", "Learning", "learning"]
+__all__ = ["Back", "Keeping", "Learning", "learning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,8 @@ class Learning:
         kept: names of what it keeps, in order.
         gradients: names of what the ways back read, the gradients of all outputs.
         to_all: from those to the gradients of inputs and of matrices.
-        to_weights: to those of matrices alone, as a first layer needs them.
+        to_weights: to those of matrices alone, as a first layer needs them; None where weights
+            are read on that way, as those of low rank are.
     """
 
     forward: SourceParts
@@ -56,7 +66,7 @@ class Learning:
     kept: tuple[str, ...]
     gradients: tuple[str, ...]
     to_all: Back
-    to_weights: Back
+    to_weights: Back | None
 
 
 def learning(
@@ -88,15 +98,15 @@ def learning(
         _Taking(compiled, other, program, backward, layer, taken, matrices)
         for program in (other.program, other.to_weights)
     )
-    if layer.multiplies_lazy or back.multiplies_lazy:
+    if any(one.multiplies_lazy for one in (layer, back, alone)):
         return None
     return Learning(
         parts,
         tuple(layer.layout.sizes.values()),
         tuple(layer.kept),
         tuple(back.layout.inputs),
-        back.written(len(other.read)),
-        alone.written(0),
+        back.written(),
+        None if alone.read else alone.written(),
     )
 
 
@@ -143,9 +153,15 @@ class _Taking(Writer):
         self.joined = {}  # sums of it are in no need to be held
         self.found: dict[str, list[tuple[Slot, str]]] = {}  # gradients of weights, or their parts
         self.factors: dict[int, tuple[str, ...]] = {}
+        # Weights of mixes that are read.
+        self.read = {
+            op.weights if isinstance(op, BatchMix) else (op.weight,)
+            for number, op in enumerate(program.ops)
+            if isinstance(op, Mix | BatchMix) and self.readers[number]
+        }
 
-    def written(self, inputs: int) -> Back:
-        """Write everything; so many outputs are gradients of inputs."""
+    def written(self) -> Back:
+        """Write everything."""
         self.lines += [*self.layout.fold(), *self._weights()]
         self.compute()
         outputs = self.layout.outputs
@@ -154,7 +170,8 @@ class _Taking(Writer):
             self.lines.append(f"{total} = {one}.reshape(-1, {one}.shape[-1]).sum(dim=0)")
             cell = bias.weight, (0, 1), bias.cols
             self.found.setdefault(bias.weight, []).append((cell, total))
-        to_inputs = outputs[:inputs]
+        written = {op.tensor for op in self.program.ops if isinstance(op, Output)}
+        to_inputs = [outputs[k] for k in range(len(self.other.read)) if k in written]
         to_matrices = [self._whole(name) for name in self.matrices]
         lines = free_early(self.lines, self.large, ", ".join([*to_inputs, *to_matrices]))
         return Back(tuple(lines), tuple(to_inputs), tuple(to_matrices))
@@ -162,14 +179,11 @@ class _Taking(Writer):
     def _weights(self) -> list[str]:
         """From the matrices of the layer to those of its transpose."""
         lines = []
-        read = [op for number, op in enumerate(self.program.ops) if self.readers[number]]
-        single = {op.weight for op in read if isinstance(op, Mix)}
-        stacks = {op.weights for op in read if isinstance(op, BatchMix)}
         for name in self.other.means:
-            if name in single:
+            if (name,) in self.read:
                 lines.append(f"{name} = {self._divided(name, [name])}.t()")
         for names, stack in self.stacks.items():
-            if names in stacks:
+            if names in self.read:
                 lines.append(f"{stack} = {self._divided(stack, names)}.transpose(1, 2)")
         return lines
 
@@ -238,19 +252,21 @@ class _Taking(Writer):
             return parts[0][1]
         shape, name = self.layer.shapes[matrix], self.namer(f"to_{matrix}")
         cells = {cell[1:]: part for cell, part in parts}
+        assert len(cells) == len(parts), "every part of a weight is read once"
         rows, cols = (sorted({cell[side] for cell in cells}) for side in (0, 1))
-        whole = tiles(rows, (1, *shape)[-2]) and tiles(cols, shape[-1])
+        whole = tiles(rows, (1, *shape)[-2]) and tiles(cols, shape[-1])  # a bias is one row
         if whole and len(cells) == len(rows) * len(cols):
-            strips = [_beside([cells[row, col] for col in cols], -1) for row in rows]
-            self.lines.append(f"{name} = {_beside(strips, 0)}")
+            strips = [_together([cells[row, col] for col in cols], -1) for row in rows]
+            self.lines.append(f"{name} = {_together(strips, 0)}")
             return name
-        self.lines.append(f"{name} = {matrix}.new_zeros({shape})")
+        like = parts[0][1] if parts else self.layout.inputs[0]
+        self.lines.append(f"{name} = {like}.new_zeros({shape})")
         for ((top, bottom), (left, right)), part in cells.items():
             self.lines.append(f"{name}[{top}:{bottom}, {left}:{right}] = {part}")
         return name
 
 
-def _beside(parts: Sequence[str], dim: int) -> str:
+def _together(parts: Sequence[str], dim: int) -> str:
     return parts[0] if len(parts) == 1 else f"torch.cat({wrapped(parts, width=40)}, dim={dim})"
 
 

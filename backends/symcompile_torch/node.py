@@ -6,15 +6,26 @@ where it is called.
 
 from __future__ import annotations
 
-__all__ = ["DIVIDED", "IN_PARTS", "NODE", "OUTER", "OUTERS", "SUM_AND_OUTER", "TWO_SUMS"]
+__all__ = [
+    "DIVIDED",
+    "FIRST_NODE",
+    "IN_PARTS",
+    "NODE",
+    "OUTER",
+    "OUTERS",
+    "SUM_AND_OUTER",
+    "TO_WEIGHTS",
+    "TWO_SUMS",
+]
 
 IN_PARTS = '''\
     def forward(self, x):
         sizes, inputs, matrices = self._given(x)
-        if _learns(inputs, matrices):
-            outputs = _Layer.apply(sizes, len(inputs), *inputs, *matrices)
-        else:
+        node = _node(inputs, matrices)
+        if node is None:
             outputs = _layer(sizes, inputs, matrices, lambda x: None)
+        else:
+            outputs = node.apply(sizes, len(inputs), *inputs, *matrices)
 {unpack}
 {result}
 
@@ -40,8 +51,11 @@ def _gradients(sizes, matrices, kept, grads):
 {to_all}
 
 
-def _weight_gradients(sizes, matrices, kept, grads):
-    """The same for matrices alone: where no input learns, as in a first layer."""
+'''
+
+TO_WEIGHTS = '''\
+def _weight_gradients(sizes, kept, grads):
+    """The same to those of matrices alone."""
 {unpack_gradients}
 
 {to_weights}
@@ -68,13 +82,9 @@ class _Layer(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: checkpointing hands it out once
         count, end = ctx.counts
         values, kept = saved[:end], saved[end:]
-        batched = not torch.compiler.is_compiling() and any(map(_is_batched, grads))
-        learn = ctx.needs_input_grad[2:]
+        batched = any([_is_batched(grad) for grad in grads])
         if not (batched or torch.is_grad_enabled()):
-            given = ctx.sizes, values[count:], kept, grads
-            if not any(learn[:count]):
-                return None, None, *[None] * count, *_weight_gradients(*given)
-            found = _gradients(*given)
+            found = _gradients(ctx.sizes, values[count:], kept, grads)
             return None, None, *found[0], *found[1]
         # To be differentiated again, or many gradients at once: as autograd does it.
         with torch.enable_grad():
@@ -82,31 +92,60 @@ class _Layer(torch.autograd.Function):
             # this layer's.
             values = [value.view_as(value) for value in values]
             outputs = _layer(ctx.sizes, values[:count], values[count:], lambda x: None)
-        wanted = [value for value, needed in zip(values, learn) if needed]
         create = torch.is_grad_enabled()
-        found = torch.autograd.grad(outputs, wanted, grads, create_graph=create, allow_unused=True)
-        found = [*found]
-        return None, None, *[found.pop(0) if needed else None for needed in learn]
+        return None, None, *torch.autograd.grad(
+            outputs, values, grads, create_graph=create, allow_unused=True
+        )
 
 
-def _learns(inputs, matrices):
-    """Whether the layer is a node: where all weights learn, on a CPU, and nothing looks into it."""
-    return (
+def _node(inputs, matrices):
+    """The node that the layer is, on a CPU, where everything learns and nothing looks into it;
+    else None: autograd goes op by op."""
+    learn = [value.requires_grad for value in inputs]
+    if not (
         torch.is_grad_enabled()
-        and all([matrix.requires_grad for matrix in matrices])
+        and all([value.requires_grad for value in matrices])
+        and ({first}all(learn))
         and all([value.dtype in _LEARNED for value in (*inputs, *matrices)])
         and matrices[0].device.type == "cpu"
         and getattr(torch.autograd.forward_ad, "_current_level", -1) < 0
-        and not (_exporting() or _in_transform())
-        and (torch.compiler.is_compiling() or not any([x.is_inference() for x in matrices]))
-    )
+        and not (_exporting() or _in_transform() or torch.jit.is_tracing())
+    ):
+        return None
+    return {nodes}
 
 
 # A weight divided by the size of a mean may be too small for float16.
 _LEARNED = torch.float32, torch.float64, torch.bfloat16
 
-# Whether it is many gradients at once (`is_grads_batched=`).
-_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)
+
+def _is_batched(grad):
+    """Whether it is many gradients at once (`is_grads_batched=`)."""
+    return not torch.compiler.is_compiling() and _is_legacy_batched(grad)
+
+
+_is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)
+
+
+'''
+
+FIRST_NODE = '''\
+class _FirstLayer(torch.autograd.Function):
+    """The same where no input learns: of the inputs it keeps what weights multiply."""
+
+    @staticmethod
+    def forward(ctx, sizes, count, *values):
+        kept = []
+        outputs = _layer(sizes, [*values[:count]], [*values[count:]], kept.append)
+        ctx.sizes, ctx.count = sizes, count
+        ctx.save_for_backward(*kept)
+        return tuple([torch.ops.aten._unsafe_view(y, y.shape) for y in outputs])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        # No weight is read on this way: it can be differentiated as it is.
+        found = _weight_gradients(ctx.sizes, ctx.saved_tensors, grads)
+        return None, None, *[None] * ctx.count, *found
 
 
 '''
@@ -155,12 +194,13 @@ def _beside(parts, dim):
 OUTER = '''\
 def _outer_of(x, grad):
     """The gradient of a weight: from what it multiplied, and of the product."""
-    work = x.numel() * grad.shape[-1]
-    sides = x.shape[-1], grad.shape[-1]
+    rows, cols = x.shape[-1], grad.shape[-1]
+    work = x.numel() * cols
     if x.dtype is grad.dtype and x.dim() <= 9 and _has_kernels(x, max(x.numel(), work // 16)):
-        if _MIXED and sides[0] * sides[1] >= 2**17 and x.device.type == "cpu":
+        # The larger a weight, the more it is worth to pack what is multiplied.
+        if _MIXED and rows * cols >= 2**17 and not _is_batched(grad):
             return torch.ops.symcompile.mixed_back([x], [grad], x.dim() - 1)
-        if max(sides) <= 512:
+        if max(rows, cols) <= 512:
             return torch.ops.symcompile.outer(x, [*range(x.dim() - 1)], grad)
     if x.dtype is torch.float32 and work >= 2**23 and not (_BLAS or _transformed()):
         return _outer(x, grad)

@@ -267,7 +267,7 @@ class Writer:
         return self.dialect.expand(value.text, shape)
 
     def _destination(self, number: int) -> str:
-        """The output a value ends up in, or the product it ends before, for its name."""
+        """The output a value ends up in, for its name; or the signature of a mix nothing reads."""
         op = self.program.ops[number]
         while not isinstance(op, Output):
             if not self.readers[number]:
