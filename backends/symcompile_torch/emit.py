@@ -198,9 +198,13 @@ def _body(
 def _nodes(learns: Learning) -> str:
     """The nodes that the layer may be, and which of them it is."""
     if learns.to_weights is None:
-        return NODE.format(first="", nodes="_Layer") + OUTER
-    nodes = "_Layer if any(learn) else _FirstLayer"
-    return FIRST_NODE + NODE.format(first="not any(learn) or ", nodes=nodes) + OUTER
+        return NODE.format(learns="everything learns", first="", nodes="_Layer") + OUTER
+    either = NODE.format(
+        learns="all weights learn, all inputs or none,",
+        first="not any(learn) or ",
+        nodes="_Layer if any(learn) else _FirstLayer",
+    )
+    return FIRST_NODE + either + OUTER
 
 
 def _tuple(names: Sequence[str]) -> str:

@@ -99,8 +99,8 @@ class _Layer(torch.autograd.Function):
 
 
 def _node(inputs, matrices):
-    """The node that the layer is, on a CPU, where everything learns and nothing looks into it;
-    else None: autograd goes op by op."""
+    """The node that the layer is, on a CPU, where {learns}
+    and nothing looks into it; else None: autograd goes op by op."""
     learn = [value.requires_grad for value in inputs]
     if not (
         torch.is_grad_enabled()
@@ -131,7 +131,7 @@ _is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lam
 
 FIRST_NODE = '''\
 class _FirstLayer(torch.autograd.Function):
-    """The same where no input learns: of the inputs it keeps what weights multiply."""
+    """The layer as a node where no input learns: of those it keeps what weights multiply."""
 
     @staticmethod
     def forward(ctx, sizes, count, *values):
