@@ -33,6 +33,7 @@ from symcompile.codegen.template import (
 from symcompile.ir import Filled
 from symcompile_torch.gradient import Learning, learning
 from symcompile_torch.node import (
+    CHOICE,
     DIVIDED,
     FIRST_NODE,
     IN_PARTS,
@@ -198,13 +199,14 @@ def _body(
 def _nodes(learns: Learning) -> str:
     """The nodes that the layer may be, and which of them it is."""
     if learns.to_weights is None:
-        return NODE.format(learns="everything learns", first="", nodes="_Layer") + OUTER
-    either = NODE.format(
+        alone = CHOICE.format(learns="everything learns", first="", nodes="_Layer")
+        return NODE + alone + OUTER
+    either = CHOICE.format(
         learns="all weights learn, all inputs or none,",
         first="not any(learn) or ",
         nodes="_Layer if any(learn) else _FirstLayer",
     )
-    return FIRST_NODE + either + OUTER
+    return NODE + FIRST_NODE + either + OUTER
 
 
 def _tuple(names: Sequence[str]) -> str:

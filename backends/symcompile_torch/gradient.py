@@ -18,7 +18,6 @@ from typing import Any
 from symcompile.codegen import Compiled, Dialect, Product, SourceParts, Writer
 from symcompile.codegen.layout import wrapped
 from symcompile.codegen.lifetime import free_early
-from symcompile.codegen.pieces import tiles
 from symcompile.ir import (
     Accumulation,
     BatchMix,
@@ -27,6 +26,7 @@ from symcompile.ir import (
     Program,
     Slot,
     Transposed,
+    tiles,
     transposed,
 )
 

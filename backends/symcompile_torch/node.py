@@ -7,6 +7,7 @@ where it is called.
 from __future__ import annotations
 
 __all__ = [
+    "CHOICE",
     "DIVIDED",
     "FIRST_NODE",
     "IN_PARTS",
@@ -98,6 +99,30 @@ class _Layer(torch.autograd.Function):
         )
 
 
+'''
+
+FIRST_NODE = '''\
+class _FirstLayer(torch.autograd.Function):
+    """The layer as a node where no input learns: of those it keeps what weights multiply."""
+
+    @staticmethod
+    def forward(ctx, sizes, count, *values):
+        kept = []
+        outputs = _layer(sizes, [*values[:count]], [*values[count:]], kept.append)
+        ctx.sizes, ctx.count = sizes, count
+        ctx.save_for_backward(*kept)
+        return tuple([torch.ops.aten._unsafe_view(y, y.shape) for y in outputs])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        # No weight is read on this way: it can be differentiated as it is.
+        found = _weight_gradients(ctx.sizes, ctx.saved_tensors, grads)
+        return None, None, *[None] * ctx.count, *found
+
+
+'''
+
+CHOICE = '''\
 def _node(inputs, matrices):
     """The node that the layer is, on a CPU, where {learns}
     and nothing looks into it; else None: autograd goes op by op."""
@@ -125,27 +150,6 @@ def _is_batched(grad):
 
 
 _is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)
-
-
-'''
-
-FIRST_NODE = '''\
-class _FirstLayer(torch.autograd.Function):
-    """The layer as a node where no input learns: of those it keeps what weights multiply."""
-
-    @staticmethod
-    def forward(ctx, sizes, count, *values):
-        kept = []
-        outputs = _layer(sizes, [*values[:count]], [*values[count:]], kept.append)
-        ctx.sizes, ctx.count = sizes, count
-        ctx.save_for_backward(*kept)
-        return tuple([torch.ops.aten._unsafe_view(y, y.shape) for y in outputs])
-
-    @staticmethod
-    def backward(ctx, *grads):
-        # No weight is read on this way: it can be differentiated as it is.
-        found = _weight_gradients(ctx.sizes, ctx.saved_tensors, grads)
-        return None, None, *[None] * ctx.count, *found
 
 
 '''

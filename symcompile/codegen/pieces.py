@@ -9,12 +9,11 @@ the whole weight, and all of them are added up. Pieces of one split are put toge
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from symcompile.ir import BatchMix, Mix, Program
+from symcompile.ir import BatchMix, Mix, Program, tiles
 
-__all__ = ["Grid", "grids_of", "tiles"]
+__all__ = ["Grid", "grids_of"]
 
 _Range = tuple[int, int]
 
@@ -50,13 +49,3 @@ def grids_of(program: Program) -> dict[str, Grid]:
         if tiled and 1 < len(cells) == len(rows) * len(cols) and name not in whole:
             grids[name] = Grid(rows, cols)
     return grids
-
-
-def tiles(ranges: Iterable[_Range], length: int) -> bool:
-    """Whether ranges, in order, cover a length without gap or overlap."""
-    place = 0
-    for start, stop in ranges:
-        if start != place:
-            return False
-        place = stop
-    return place == length

@@ -28,7 +28,7 @@ from symcompile.ir.ops import (
     Slice,
     Transpose,
 )
-from symcompile.ir.ownership import WIDE, Ownership, Sum, ownership, tiling
+from symcompile.ir.ownership import WIDE, Ownership, Sum, ownership, tiles, tiling
 from symcompile.ir.program import Program, types_of, verify
 from symcompile.ir.readers import readers_of
 from symcompile.ir.sources import sources_of
@@ -78,6 +78,7 @@ __all__ = [
     "print_program",
     "readers_of",
     "sources_of",
+    "tiles",
     "tiling",
     "transposed",
     "types_of",

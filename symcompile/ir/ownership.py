@@ -11,7 +11,7 @@ embedding makes it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from symcompile.ir.accumulate import Accumulation, accumulated
@@ -35,7 +35,7 @@ from symcompile.ir.readers import readers_of
 from symcompile.ir.sources import UNBATCHED, sources_of
 from symcompile.ir.types import Type
 
-__all__ = ["WIDE", "Ownership", "Sum", "ownership", "tiling"]
+__all__ = ["WIDE", "Ownership", "Sum", "ownership", "tiles", "tiling"]
 
 WIDE = 2**18
 """Entries of a weight whose products are large whatever the batch."""
@@ -182,14 +182,23 @@ def tiling(
     ops: Sequence[Op], readers: Sequence[tuple[int, ...]], types: Sequence[Type], number: int
 ) -> list[int]:
     """The readers of a value, if they are several slices that cover its channels in order."""
+    pieces = [op for op in (ops[reader] for reader in readers[number]) if isinstance(op, Slice)]
+    cover = tiles([(piece.start, piece.stop) for piece in pieces], types[number].width)
+    return list(readers[number]) if cover and len(readers[number]) == len(pieces) > 1 else []
+
+
+def tiles(ranges: Iterable[tuple[int, int]], length: int) -> bool:
+    """Whether half-open ranges, in order, cover a length without gap or overlap.
+
+    >>> tiles([(0, 2), (2, 5)], 5), tiles([(0, 2), (3, 5)], 5), tiles([(0, 2)], 5)
+    (True, False, False)
+    """
     place = 0
-    for reader in readers[number]:
-        op = ops[reader]
-        if not isinstance(op, Slice) or op.start != place:
-            return []
-        place = op.stop
-    whole = place == types[number].width and len(readers[number]) > 1
-    return list(readers[number]) if whole else []
+    for start, stop in ranges:
+        if start != place:
+            return False
+        place = stop
+    return place == length
 
 
 def _is_wide(program: Program, types: Sequence[Type], number: int) -> bool:

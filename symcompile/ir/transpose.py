@@ -34,6 +34,7 @@ from symcompile.ir.ops import (
     Slice,
     Transpose,
 )
+from symcompile.ir.ownership import tiles
 from symcompile.ir.program import Program, types_of
 from symcompile.ir.types import Tensor, Type
 from symcompile.spec import Label
@@ -76,7 +77,14 @@ class Transposed:
     @property
     def to_weights(self) -> Program:
         """The part of the program that the gradients of weights need: up to what is multiplied,
-        by mixes that nothing reads."""
+        by mixes that nothing reads.
+
+        >>> from symcompile.api import compile_spec
+        >>> program = compile_spec({"w": ("a", "b")}, in_channels=2, out_channels=3).program
+        >>> back = transposed(program)
+        >>> len(back.program.ops), len(back.to_weights.ops)
+        (15, 9)
+        """
         live: set[int] = set()
         ops = self.program.ops
         for number in range(len(ops) - 1, -1, -1):
@@ -152,9 +160,8 @@ class _Transposition:
         # As the original has them: the last reader gave first.
         terms, pieces = self.terms.pop(number, [])[::-1], sorted(self.pieces.pop(number, []))
         if pieces:
-            edges = [0, *(stop for _, stop, _ in pieces)]
             # Gaps would be zeros; what overlaps would be a sum.
-            _need([*(start for start, _, _ in pieces), self.types[number].width] == edges)
+            _need(tiles([(start, stop) for start, stop, _ in pieces], self.types[number].width))
             terms.append(self.build.concat([piece for _, _, piece in pieces]))
         _need(bool(terms))
         return self.build.add(terms)
