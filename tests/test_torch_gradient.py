@@ -19,12 +19,13 @@ from symcompile.api import compile_spec
 from symcompile.ir import Concat, Input, Mix, Output, Reduce, transposed
 from symcompile.spec import flatten_like, parse_spec, unflatten
 from tests.backend_cases import MLP, SIZES, SPEC, inputs
+from tests.torch_nodes import node_of
 
 torch = pytest.importorskip("torch")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-import symcompile_torch  # noqa: E402
+import symcompile_torch.gradient  # noqa: E402
 import symcompile_torch.kernels  # noqa: E402
 
 
@@ -50,7 +51,7 @@ def run(layer: Any, x: Any, spec: Any = MLP) -> Any:
 
 
 def is_node(*y: Any) -> bool:
-    return all("_LayerBackward" in str(part.grad_fn) for part in y)
+    return all(node_of(part) == "_LayerBackward" for part in y)
 
 
 def by_autograd(layer: Any, patch: Any) -> None:
@@ -192,7 +193,7 @@ def test_of_weights_alone(spec: Any, monkeypatch: Any) -> None:
     def found(x: Any) -> Any:
         y = run(layer, x, spec)
         return [
-            {type(part.grad_fn).__name__ for part in y},
+            {node_of(part) for part in y},
             torch.autograd.grad([part.sin().sum() for part in y], given),
         ]
 
@@ -236,7 +237,7 @@ def test_of_weights_alone_in_every_way() -> None:
     def call(*weights: Any) -> Any:
         y = run(layer, x)
         if torch.is_grad_enabled():
-            assert all("_FirstLayer" in str(part.grad_fn) for part in y)
+            assert all(node_of(part) == "_FirstLayerBackward" for part in y)
         return y[0]
 
     assert torch.autograd.gradcheck(call, given)
@@ -259,7 +260,7 @@ def test_many_gradients_of_large_weights_at_once(monkeypatch: Any) -> None:
     layer: Any = sc.compile({"w": ()}, in_channels=400, out_channels=400, backend="torch")
     x = torch.randn(512, 400)
     y, given = layer({"w": x})["w"], list(layer.parameters())
-    assert "_FirstLayer" in str(y.grad_fn)
+    assert node_of(y) == "_FirstLayerBackward"
     g = torch.randn(3, *y.shape)
     found = torch.autograd.grad(y, given, g, is_grads_batched=True, retain_graph=True)
     for k in range(3):
@@ -277,7 +278,7 @@ def test_a_first_layer_keeps_what_weights_multiply_and_no_more() -> None:
         for part in buffer.values():
             part.fill_(k + 1)
         y = layer(buffer)["s"]
-        assert "_FirstLayer" in str(y.grad_fn)
+        assert node_of(y) == "_FirstLayerBackward"
         total = total + y.sum()
     given = list(layer.parameters())
     found = torch.autograd.grad(total, given)
@@ -475,6 +476,33 @@ def test_compiled_it_takes_batches_of_any_size(spec: Any, monkeypatch: Any) -> N
         x = leaves(spec, batch=(batch,))
         y = run(layer, x, spec)
         same(ours, torch.autograd.grad([part.sin().sum() for part in y], [*x, *given]))
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_compiled_it_copies_no_gradient(learns: bool, monkeypatch: Any) -> None:
+    """Axes of outputs are moved after the node: gradients come as its outputs lie in memory."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    spec, clones = {"v": ("b", "a")}, []
+
+    def look(graph: Any, _: Any) -> Any:
+        found = graph.graph.nodes
+        clones.extend(node for node in found if node.target == torch.ops.aten.clone.default)
+        return make_boxed_func(graph)
+
+    def step() -> int:
+        layer = make(spec, channels=16).float()
+        torch._dynamo.reset()
+        clones.clear()
+        backend = aot_autograd(fw_compiler=lambda it, _: make_boxed_func(it), bw_compiler=look)
+        call = torch.compile(layer, backend=backend, fullgraph=True)
+        call({"v": torch.randn(8, 32, 128, 16, requires_grad=learns)})["v"].sin().sum().backward()
+        return len(clones)
+
+    assert step() == 0
+    monkeypatch.setattr(symcompile_torch.gradient, "_before_moves", lambda program: (program, {}))
+    assert step() > 0
 
 
 @pytest.mark.parametrize(

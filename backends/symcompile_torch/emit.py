@@ -171,7 +171,7 @@ def _body(
     kept = {"sizes": sizes, "kept": learns.kept, "grads": learns.gradients}
     back = {"matrices": matrices, **kept}
     text = IN_PARTS.format(
-        unpack=block([f"{_tuple(parts.outputs)} = outputs"], 8),
+        unpack=block([f"{_tuple(parts.outputs)} = outputs", *learns.moved], 8),
         returned=block(
             [
                 f"sizes = {wrapped(sizes)}",

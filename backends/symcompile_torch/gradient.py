@@ -25,10 +25,13 @@ from symcompile.ir import (
     Output,
     Program,
     Slot,
+    Transpose,
     Transposed,
+    readers_of,
     tiles,
     transposed,
 )
+from symcompile.spec import Perm
 
 __all__ = ["Back", "Keeping", "Learning", "learning"]
 
@@ -52,7 +55,9 @@ class Learning:
     """A layer and its transpose as written.
 
     Attributes:
-        forward: the layer, which keeps what it multiplies by calls of `keep`.
+        forward: the layer, which keeps what it multiplies by calls of `keep`; it leaves outputs as
+            they lie in memory.
+        moved: statements that move their axes to where the spec has them.
         sizes: names of the sizes that it reads from its inputs.
         kept: names of what it keeps, in order.
         gradients: names of what the ways back read, the gradients of all outputs.
@@ -62,6 +67,7 @@ class Learning:
     """
 
     forward: SourceParts
+    moved: tuple[str, ...]
     sizes: tuple[str, ...]
     kept: tuple[str, ...]
     gradients: tuple[str, ...]
@@ -87,7 +93,8 @@ def learning(
         matrices: names of all that the layer multiplies by: weights, stacks of them, and what is
             put together from them.
     """
-    other = transposed(compiled.program)
+    program, moves = _before_moves(compiled.program)
+    compiled, other = replace(compiled, program=program), transposed(program)
     if other is None:
         return None
     layer = Keeping(compiled, forward, taken)
@@ -102,12 +109,34 @@ def learning(
         return None
     return Learning(
         parts,
+        tuple(layer.moved(parts.outputs[tensor], axes) for tensor, axes in moves.items()),
         tuple(layer.layout.sizes.values()),
         tuple(layer.kept),
         tuple(back.layout.inputs),
         back.written(),
         None if alone.read else alone.written(),
     )
+
+
+def _before_moves(program: Program) -> tuple[Program, dict[int, tuple[int, ...]]]:
+    """The program without the moves of axes that outputs end with; and those, by output.
+
+    A node whose outputs lie in memory as they are gets their gradients in the same way: compiled,
+    it has them made contiguous, which would be a copy for every reader of what had been moved.
+    """
+    readers, ops, outputs = readers_of(program), [*program.ops], [*program.outputs]
+    live, moves = {*range(len(ops))}, {}
+    for number, op in enumerate(program.ops):
+        match op, op.args and ops[op.args[0]]:
+            case Output(args=(move,), tensor=tensor), Transpose(args=args, axes=axes):
+                stored = outputs[tensor].axes
+                if len(readers[move]) == 1 and all(isinstance(axis, Perm) for axis in stored):
+                    lying = tuple(stored[axes.index(axis)] for axis in range(len(axes)))
+                    outputs[tensor] = replace(outputs[tensor], axes=lying)
+                    ops[number] = replace(op, args=args)
+                    live.remove(move)
+                    moves[tensor] = axes
+    return replace(program, ops=tuple(ops), outputs=tuple(outputs)).only(live), moves
 
 
 class Keeping(Writer):
@@ -130,6 +159,10 @@ class Keeping(Writer):
             case Mix(weight=weight, rows=rows, cols=cols):
                 self.factors[weight, rows, cols] = names
         return names
+
+    def moved(self, output: str, axes: Sequence[int]) -> str:
+        """A statement that moves the axes of an output."""
+        return f"{output} = {self.transposed(output, axes)}"
 
 
 class _Taking(Writer):

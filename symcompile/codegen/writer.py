@@ -212,8 +212,7 @@ class Writer:
                 return _Value("")  # written by the sum it is added to
             case Transpose(args=(arg,), axes=axes):
                 source = self.values[arg]
-                places = [axis - len(axes) - 1 for axis in range(len(axes))]
-                text = self._move_axes(source.text, [places[a] for a in axes], places)
+                text = self.transposed(source.text, axes)
                 return self._assign(f"{source.stem or source.text}_T", text, source)
             case Diagonal(args=(arg,), blocks=blocks):
                 source = self.values[arg]
@@ -366,6 +365,11 @@ class Writer:
                 if sum(not isinstance(op, Reduce) for op in others) == 1:
                     found[arg] = made.accumulation.base
         return found
+
+    def transposed(self, text: str, axes: Sequence[int]) -> str:
+        """A value with its index axes in another order."""
+        places = [axis - len(axes) - 1 for axis in range(len(axes))]
+        return self._move_axes(text, [places[axis] for axis in axes], places)
 
     def _move_axes(self, text: str, source: Sequence[int], target: Sequence[int]) -> str:
         return self.dialect.move_axes(text, *one_move(source, target))

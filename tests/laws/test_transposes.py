@@ -24,6 +24,7 @@ from symcompile.ir.meaning import BIAS
 from symcompile.spec import Label, axis_atoms, flatten_like, unflatten
 from symcompile_numpy import run
 from tests.laws.strategies import Case, cases, normal_weights
+from tests.torch_nodes import node_of
 
 ONE: Any = {"in_channels": 1, "out_channels": 1}
 
@@ -157,7 +158,7 @@ def gradients(layer: Any, case: Case, seed: int, learn: str, node: str) -> list[
     for part in learning:
         part.requires_grad_()
     y = flatten_like(case.target, layer(unflatten(case.source, x)), "y")
-    kinds = {type(part.grad_fn).__name__ for part in y}
+    kinds = {node_of(part) for part in y}
     assert kinds == {f"{node}Backward"} if node else not any("Layer" in kind for kind in kinds)
     g = [torch.tensor(rng.standard_normal(part.shape)) for part in y]
     found = torch.autograd.grad(y, [*learning, *layer.parameters()], g, allow_unused=True)
