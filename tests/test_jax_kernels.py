@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -645,6 +646,35 @@ assert "symcompile_linear" in jax.jit(layer).lower(*second_device).as_text()
 assert np.abs(np.asarray(jax.jit(layer)(*second_device)) - np.asarray(wanted[0])).max() < 1e-4
 """
     run_alone(program, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads stay where they are elsewhere")
+def test_threads_may_run_where_they_might_before() -> None:
+    """One that is woken on a core in use goes to another, and is not kept from coming back."""
+
+    def cores() -> list[set[int]]:
+        time.sleep(0.1)  # threads that came late have gone to sleep
+        return [os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")]
+
+    layer = sc.compile({"w": ("a", "b")}, in_channels=16, out_channels=16, backend="jax")
+    call, params = jax.jit(layer.apply), layer.init(jax.random.key(0))
+    x = {"w": jnp.zeros((8, 128, 128, 16))}
+    assert count(layer.apply, params, x) > 0
+    allowed = os.sched_getaffinity(0)
+    for _ in range(100):
+        jax.block_until_ready(call(params, x))
+    assert all(found == allowed for found in cores())
+    # Where there is one core to run on, there is nowhere to go to.
+    threads = [int(thread) for thread in os.listdir("/proc/self/task")]
+    for thread in threads:
+        os.sched_setaffinity(thread, {min(allowed)})
+    try:
+        for _ in range(20):
+            jax.block_until_ready(call(params, x))
+        assert all(found == {min(allowed)} for found in cores())
+    finally:
+        for thread in threads:
+            os.sched_setaffinity(thread, allowed)
 
 
 def test_many_at_once(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@
 #include <memory>
 #include <thread>
 #include <vector>
+#ifdef __linux__
+#include <sched.h>
+#endif
 
 namespace ffi = xla::ffi;
 using Floats = ffi::Buffer<ffi::F32>;
@@ -16,6 +19,26 @@ using Numbers = ffi::Span<const i64>;
 
 constexpr size_t STREAMED = 1 << 23; // bytes of a result from which it is written past the caches
 constexpr i64 CLAIMS = 16;           // how often a thread claims items, of many
+
+/* Linux may wake a thread on the core of the one that woke it, where it waits for milliseconds, or
+   they take turns, while another core is idle. So who wakes others lets them begin, and who finds
+   itself on the same core goes to another one of those that it may run on. */
+#ifdef __linux__
+static int core() { return sched_getcpu(); }
+
+static void leave(int core) {
+  cpu_set_t all, others;
+  if (core < 0 || sched_getcpu() != core || sched_getaffinity(0, sizeof all, &all)) return;
+  others = all;
+  CPU_CLR(core, &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others)) return;
+  sched_setaffinity(0, sizeof all, &all);
+}
+#else
+static int core() { return -1; }
+
+static void leave(int) {}
+#endif
 
 /* The caller works too, so that all is done even if no other thread ever has time. */
 struct Pool {
@@ -35,7 +58,9 @@ struct Pool {
     const i64 part = parts_of(count, CLAIMS * threads), parts = parts_of(count, part);
     /* A task that begins after all parts are claimed finds nothing but this. */
     const auto progress = std::make_shared<Progress>();
+    const int calls = core();
     const auto take = [=, work = &work](i64 thread) {
+      if (thread > 0 && progress->claimed < parts) leave(calls);
       for (i64 claimed; (claimed = progress->claimed++) < parts; progress->done++) {
         for (i64 item = claimed * part; item < least(claimed * part + part, count); item++)
           (*work)(item, thread);
@@ -44,6 +69,7 @@ struct Pool {
     };
     for (i64 thread = 1; thread < least(threads, parts); thread++)
       pool.Schedule([=] { take(thread); });
+    if (parts > 1) std::this_thread::yield();
     take(0);
     while (progress->done < parts) std::this_thread::yield();
   }
