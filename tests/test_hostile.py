@@ -161,6 +161,7 @@ FUNCTIONS = {
             *["_given", "_layer", "_gradients", "_weight_gradients", "_node", "is_tracing"],
             *["keep", "clear", "is_floating_point", "mixed_back", "_is_legacy_batched"],
             "_is_batched",
+            "_made",
             *["_divided", "tensor", "zeros_like", "enable_grad", "inference_mode", "grad"],
             *["_outers", "_outer_of", "_beside", "outer", "map", "view_as"],
             *["_sum_and_outer", "_lacking", "back_from", "squeeze", "_two_sums"],

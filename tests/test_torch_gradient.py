@@ -479,8 +479,43 @@ def test_compiled_it_takes_batches_of_any_size(spec: Any, monkeypatch: Any) -> N
 
 
 @pytest.mark.parametrize("learns", [True, False])
-def test_compiled_it_copies_no_gradient(learns: bool, monkeypatch: Any) -> None:
-    """Axes of outputs are moved after the node: gradients come as its outputs lie in memory."""
+@pytest.mark.parametrize(
+    ("spec", "out_spec"),
+    [
+        (("b", "a"), {"o": ("b", "a"), "r": ("a", "b")}),
+        (("b", "a", sc.Fixed(2)), None),
+        ((("b", sc.Fixed(2)), "a"), None),
+        (("b", "a"), {"o": ("b", sc.Fixed(2), "a")}),
+    ],
+    ids=["moved", "fixed", "composite", "fixed between"],
+)
+def test_compiled_its_outputs_and_views_of_them_may_be_changed_in_place(
+    spec: Any, out_spec: Any, learns: bool
+) -> None:
+    layer = make({"w": spec}, out_spec=out_spec)
+    x = leaves({"w": spec})[0].detach().requires_grad_(learns)
+    given = [*([x] if learns else []), *layer.parameters()]
+
+    def call(x: Any) -> Any:
+        y = next(iter(layer({"w": x}).values()))
+        y.mul_(2)
+        part = y[:, :2]
+        part.add_(1)
+        return y, part
+
+    def found(call: Any) -> Any:
+        y, part = call(x)
+        return torch.autograd.grad((y**2).sum() + (part**3).sum(), given)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    same(compiled(x), call(x))
+    same(found(compiled), found(call))
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_compiled_it_copies_nothing(learns: bool, monkeypatch: Any) -> None:
+    """Axes of outputs are moved after the node: what it makes and is given is contiguous."""
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
 
@@ -495,7 +530,7 @@ def test_compiled_it_copies_no_gradient(learns: bool, monkeypatch: Any) -> None:
         layer = make(spec, channels=16).float()
         torch._dynamo.reset()
         clones.clear()
-        backend = aot_autograd(fw_compiler=lambda it, _: make_boxed_func(it), bw_compiler=look)
+        backend = aot_autograd(fw_compiler=look, bw_compiler=look)
         call = torch.compile(layer, backend=backend, fullgraph=True)
         call({"v": torch.randn(8, 32, 128, 16, requires_grad=learns)})["v"].sin().sum().backward()
         return len(clones)

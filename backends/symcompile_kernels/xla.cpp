@@ -21,8 +21,8 @@ constexpr size_t STREAMED = 1 << 23; // bytes of a result from which it is writt
 constexpr i64 CLAIMS = 16;           // how often a thread claims items, of many
 
 /* Linux may wake a thread on the core of the one that woke it, where it waits for milliseconds, or
-   they take turns, while another core is idle. So who wakes others lets them begin, and who finds
-   itself on the same core goes to another one of those that it may run on. */
+   they take turns, while another core is idle. One that finds itself there goes to another of the
+   cores that it may run on. */
 #ifdef __linux__
 static int core() { return sched_getcpu(); }
 
@@ -39,6 +39,8 @@ static int core() { return -1; }
 
 static void leave(int) {}
 #endif
+
+static std::atomic<i64> running{0}; // kernels
 
 /* The caller works too, so that all is done even if no other thread ever has time. */
 struct Pool {
@@ -59,8 +61,9 @@ struct Pool {
     /* A task that begins after all parts are claimed finds nothing but this. */
     const auto progress = std::make_shared<Progress>();
     const int calls = core();
+    const bool alone = running++ == 0; // else other cores are busy
     const auto take = [=, work = &work](i64 thread) {
-      if (thread > 0 && progress->claimed < parts) leave(calls);
+      if (thread > 0 && alone && progress->claimed < parts) leave(calls);
       for (i64 claimed; (claimed = progress->claimed++) < parts; progress->done++) {
         for (i64 item = claimed * part; item < least(claimed * part + part, count); item++)
           (*work)(item, thread);
@@ -69,9 +72,9 @@ struct Pool {
     };
     for (i64 thread = 1; thread < least(threads, parts); thread++)
       pool.Schedule([=] { take(thread); });
-    if (parts > 1) std::this_thread::yield();
     take(0);
     while (progress->done < parts) std::this_thread::yield();
+    running--;
   }
 };
 

@@ -75,8 +75,7 @@ class _Layer(torch.autograd.Function):
         outputs = _layer(sizes, inputs, matrices, kept.append)
         ctx.sizes, ctx.counts = sizes, (count, len(values))
         ctx.save_for_backward(*values, *kept)
-        # To autograd none is a view, as the result of a sum is none: each may be changed in place.
-        return tuple([torch.ops.aten._unsafe_view(y, y.shape) for y in outputs])
+        return tuple([_made(y) for y in outputs])
 
     @staticmethod
     def backward(ctx, *grads):
@@ -111,7 +110,7 @@ class _FirstLayer(torch.autograd.Function):
         outputs = _layer(sizes, [*values[:count]], [*values[count:]], kept.append)
         ctx.sizes, ctx.count = sizes, count
         ctx.save_for_backward(*kept)
-        return tuple([torch.ops.aten._unsafe_view(y, y.shape) for y in outputs])
+        return tuple([_made(y) for y in outputs])
 
     @staticmethod
     def backward(ctx, *grads):
@@ -138,6 +137,14 @@ def _node(inputs, matrices):
     ):
         return None
     return {nodes}
+
+
+def _made(y):
+    """An output of the node. To autograd it is no view, as the result of a sum is none. Where a
+    node is compiled, PyTorch takes its outputs for contiguous, and views of others amiss."""
+    if torch.compiler.is_compiling():
+        y = y.contiguous()
+    return torch.ops.aten._unsafe_view(y, y.shape)
 
 
 # A weight divided by the size of a mean may be too small for float16.
