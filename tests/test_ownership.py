@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import symcompile as sc
 from symcompile.codegen import get_backend, writer
-from symcompile.ir import Concat, Sum, lazy_axes, ownership, parse_program, types_of
+from symcompile.ir import Concat, Sum, Transpose, lazy_axes, ownership, parse_program, types_of
 from symcompile.spec import flatten_like, parse_spec, unflatten
 from symcompile_torch.emit import _TAKEN, _Torch
 from symcompile_torch.gradient import Keeping
@@ -113,8 +113,15 @@ def false_claims(owned, layer, x):
     bound, y = recorded(layer, x)
     last = {name: arrays[-1] for name, arrays in bound.items()}
     texts = [value.text for value in wrote.values]
+
+    def array_of(text):
+        return eval(text, {"torch": torch}, last) if text else None
+
+    for text, op in zip(texts, compiled.program.ops, strict=True):
+        if keeps and isinstance(op, Transpose) and text and text not in last:
+            last[text] = array_of(texts[op.args[0]])  # an output: `forward` moves its axes
     # Of a value cut into named slices the slices alone have names.
-    arrays = [eval(text, {"torch": torch}, last) if text else None for text in texts]
+    arrays = [array_of(text) for text in texts]
     weights = {address(weight) for weight in layer.parameters()}
     found = []
     for number in owned.shared:
