@@ -121,8 +121,8 @@ def learning(
 def _before_moves(program: Program) -> tuple[Program, dict[int, tuple[int, ...]]]:
     """The program without the moves of axes that outputs end with; and those, by output.
 
-    A node whose outputs lie in memory as they are gets their gradients in the same way: compiled,
-    it has them made contiguous, which would be a copy for every reader of what had been moved.
+    What a compiled node makes and the gradients that it is given PyTorch has contiguous: copies of
+    what had been moved inside.
     """
     readers, ops, outputs = readers_of(program), [*program.ops], [*program.outputs]
     live, moves = {*range(len(ops))}, {}
