@@ -535,9 +535,11 @@ def test_compiled_it_copies_nothing(learns: bool, monkeypatch: Any) -> None:
         call({"v": torch.randn(8, 32, 128, 16, requires_grad=learns)})["v"].sin().sum().backward()
         return len(clones)
 
-    assert step() == 0
+    copies = step()
+    if symcompile_torch.HAS_KERNELS:  # without, PyTorch's products copy what they read across
+        assert copies == 0
     monkeypatch.setattr(symcompile_torch.gradient, "_before_moves", lambda program: (program, {}))
-    assert step() > 0
+    assert step() > copies
 
 
 @pytest.mark.parametrize(
