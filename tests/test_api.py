@@ -205,6 +205,7 @@ def test_stages_are_kept_when_asked_for():
         "fill_mixes",
         "form_mixes",
         "sum_before_spread",
+        "add_before_slice",
         "sum_in_place",
         "batch_mixes",
         "schedule",

@@ -67,7 +67,8 @@ NAMES = list(dict.fromkeys([*HOSTILE, *CODE, *FORMATS, *OURS, *LOOKALIKES, *PYTH
 
 FUNCTIONS = {
     "torch": {
-        *["_read", "_check", "_common_dtype", "_flatten", "_place", "_draw", "_orthogonal"],
+        *["_read", "_check", "_cast", "_common_dtype", "_flatten", "_place", "_draw"],
+        "_orthogonal",
         *["ShapeError", "super", "__init__", "tuple", "zip", "enumerate", "isinstance", "hasattr"],
         *["len", "type", "range", "join", "keys", "items", "update", "append", "format", "sorted"],
         *[

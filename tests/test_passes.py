@@ -16,7 +16,7 @@ import pytest
 
 import symcompile as sc
 from symcompile import passes
-from symcompile.cost.objective import Objective
+from symcompile.cost.objective import MINIMIZE, Objective
 from symcompile.errors import ProgramError
 from symcompile.ir import (
     Add,
@@ -26,14 +26,17 @@ from symcompile.ir import (
     Output,
     Program,
     Reduce,
+    Slice,
     Tensor,
     Transpose,
     diagrams_of,
     parse_program,
+    readers_of,
     verify,
 )
 from symcompile.lower import lower_factored, lower_reference
 from symcompile.passes import (
+    add_before_slice,
     mix_before_spread,
     needed_reductions,
     needed_spreads,
@@ -47,6 +50,7 @@ from symcompile.passes.batch import batch_mixes, plan_batches
 from symcompile.passes.fill import fill_mixes, plan_fills
 from symcompile.passes.mixes import APART, FORMS, form_mixes, plan_mixes
 from symcompile.passes.schedule import plan_schedule, reorder
+from symcompile.passes.slices import plan_wholes
 from symcompile.planner.decisions import plan_lattices
 from symcompile.planner.search import get_planner
 from symcompile.spec import Fixed, parse_spec
@@ -116,6 +120,11 @@ def summed_spreads(program):
     return sum_before_spread(program, {plan.tensor: plan.parents for plan in plans})
 
 
+def added_whole(program):
+    """`add_before_slice` as it is planned."""
+    return add_before_slice(program, plan_wholes(program, objective_of(program)))
+
+
 def batched(program):
     """`batch_mixes` as it is planned."""
     return batch_mixes(program, plan_batches(program, objective_of(program)))
@@ -133,6 +142,7 @@ PASSES = {
     "fill_mixes": filled,
     "form_mixes": formed_mixes,
     "sum_before_spread": summed_spreads,
+    "add_before_slice": added_whole,
     "sum_in_place": sum_in_place,
     "batch_mixes": batched,
     "schedule": scheduled,
@@ -163,9 +173,10 @@ SHOWN = {
     "fill_mixes": ("small", "factored"),
     "form_mixes": ("transposed", "factored"),
     "sum_before_spread": ("graph", "factored"),
+    "add_before_slice": ("margins", "factored"),
     "sum_in_place": ("graph", "factored"),
     "batch_mixes": ("chain", "factored"),
-    "schedule": ("margins", "factored"),
+    "schedule": ("small", "factored"),
 }
 
 
@@ -320,6 +331,40 @@ def test_after_sum_before_spread_what_lands_in_one_place_is_spread_once():
     before, after = lowered("graph"), run_passes(lowered("graph"))
     assert (count(Broadcast, before), count(Embed, before)) == (6, 3)
     assert (count(Broadcast, after), count(Embed, after)) == (4, 1)
+
+
+@pytest.mark.parametrize("name", ["graph", "margins", "pair", "chain"])
+def test_after_add_before_slice_the_constant_is_added_to_what_is_mixed_once(name):
+    before = summed_spreads(shared_reductions(lowered(name)))
+    after = added_whole(before)
+    (made,) = [op for op in after.ops if isinstance(op, Mix) and op.weight == "bias"]
+    (total,) = readers_of(after)[after.ops.index(made)]
+    assert isinstance(after.ops[total], Add)
+    assert {after.ops[arg].weight for arg in after.ops[total].args} == {"bias", "mix_scalar"}
+    slices = [after.ops[reader] for reader in readers_of(after)[total]]
+    assert slices
+    assert all(isinstance(op, Slice) for op in slices)
+    assert count(Slice, before) - count(Slice, after) == len(slices)
+
+
+def test_slices_that_do_not_all_meet_are_added_one_by_one():
+    """One slice twice: of the wholes there is one, of that slice there are two."""
+    program = summed_spreads(lowered("margins"))
+    ops = list(program.ops)
+    number, first = next((k, op) for k, op in enumerate(ops) if isinstance(op, Add))
+    ops[number] = Add((first.args[0], *first.args))
+    before = replace(program, ops=tuple(ops))
+    assert added_whole(program) != program
+    assert added_whole(before) == before
+
+
+def test_what_costs_more_bytes_is_left_apart_where_bytes_are_to_be_few():
+    """An output without index axes would be a slice, to be copied."""
+    program = summed_spreads(lowered("margins"))
+    chosen = {how: plan_wholes(program, Objective(how, program.sizes)) for how in MINIMIZE}
+    assert chosen["time"]
+    assert not chosen["bytes"]
+    assert not chosen["peak"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -477,6 +522,7 @@ PLANTED = [
     "fill_mixes",
     "form_mixes",
     "sum_before_spread",
+    "add_before_slice",
     "reorder",
 ]
 

@@ -88,7 +88,7 @@ def emit(compiled: Compiled) -> str:
     shapes, stacks, poured = dict(program.weights), stacks_of(program), poured_of(program)
     stacked = {name for names in stacks.values() for name in names}.union(poured)
     matrices = [name for name in shapes if name not in stacked]
-    weights = [f"{name} = self.{name}.to(dtype)" for name in matrices]
+    weights = _cast(matrices, [f"self.{name}" for name in matrices])
     for stack, names in stacks.items():
         shape = (len(names), *shapes[names[0]])
         weights.append(f"{stack} = {_flat(names)}.view{shape}")
@@ -160,7 +160,7 @@ def _body(
 ) -> str:
     """What the layer does when it is called, in one function or with its way back."""
     given = ["leaves = _read(x)", f"dtype = _common_dtype(leaves, self.{first})", *parts.read]
-    given += [*(f"{name} = {name}.to(dtype)" for name in parts.inputs), *weights]
+    given += [*_cast(parts.inputs, parts.inputs), *weights]
     known = {"given": block(given, 8)}
     known["result"] = block((*parts.trees, f"return {parts.result}"), 8)
     if learns is None:
@@ -211,6 +211,11 @@ def _nodes(learns: Learning) -> str:
 
 def _tuple(names: Sequence[str]) -> str:
     return wrapped(names, bare=True) if names else "()"
+
+
+def _cast(names: Sequence[str], values: Sequence[str]) -> list[str]:
+    width = 68 - len(", ".join(names))  # of what is on the same line
+    return [f"{_tuple(names)} = _cast({wrapped(values, width=width)}, dtype)"] if names else []
 
 
 def _flat(names: Sequence[str]) -> str:

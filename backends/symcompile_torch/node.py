@@ -131,7 +131,7 @@ def _node(inputs, matrices):
         and all([value.requires_grad for value in matrices])
         and ({first}all(learn))
         and all([value.dtype in _LEARNED for value in (*inputs, *matrices)])
-        and matrices[0].device.type == "cpu"
+        and matrices[0].is_cpu
         and getattr(torch.autograd.forward_ad, "_current_level", -1) < 0
         and not (_exporting() or _in_transform() or torch.jit.is_tracing())
     ):

@@ -96,7 +96,12 @@ def _orthogonal(noise):
 {reading}
 
 
-{side_by_side}{products}{means}{transformed}def _common_dtype(leaves, weight):
+{side_by_side}{products}{means}{transformed}def _cast(values, dtype):
+    """Values in one dtype."""
+    return [value if value.dtype is dtype else value.to(dtype) for value in values]
+
+
+def _common_dtype(leaves, weight):
     """The dtype to compute in: the inputs', unless they are integers or the weights complex.
 
     Under autocast it is autocast's, as for any matrix product.
@@ -171,7 +176,7 @@ def _side_by_side(parts):
 def _can_move(parts):
     """True of parameters that lie apart, are alike, and are shared with no other process."""
     kinds = {(part.dtype, part.device) for part in parts}
-    shared = any(part.is_shared() for part in parts if part.device.type == "cpu")
+    shared = any(part.is_shared() for part in parts if part.is_cpu)
     return len(kinds) == 1 and not shared and not _side_by_side(parts)
 
 
@@ -244,15 +249,17 @@ def _two_means(x, dim, counts, dtype=None):
 READS_ONCE = '''\
 def _reads_once(x, dim, dtype):
     """Whether a kernel makes both means: where enough of what follows both axes lies in a row."""
+    if not _has_kernels(x, x.numel()):
+        return False
     wide = torch.promote_types(x.dtype, torch.float32)  # the dtype of what a kernel makes
-    if not _has_kernels(x, x.numel()) or (dtype or x.dtype) is not wide:
+    if (dtype or x.dtype) is not wide:
         return False
     row = 1
     for size, step in zip(x.shape[: dim + 1 : -1], x.stride()[: dim + 1 : -1]):
         if step != row and size != 1:
             break
         row *= size
-    if x.device.type == "cpu" and row == x.shape[dim + 2 :].numel():
+    if x.is_cpu and row == x.shape[dim + 2 :].numel():
         return row > 1
     return _fill_vectors(row)  # a GPU's, or one for every line
 
@@ -266,9 +273,8 @@ def _two_means_held(x, dim, counts, weight, dtype=None, channels=1):
     That is None or zeros which take the gradient of the product: with those of the means they make
     those of x and weight, together, reading x once.
     """
-    learns = torch.is_grad_enabled() and x.requires_grad
-    alike = x.dtype == weight.dtype and (channels > 1 or x.is_contiguous())
-    if learns and alike and _reads_once(x, dim, dtype):
+    learns = torch.is_grad_enabled() and x.requires_grad and x.dtype == weight.dtype
+    if learns and (channels > 1 or x.is_contiguous()) and _reads_once(x, dim, dtype):
         return torch.ops.symcompile.sums_held(x, weight, x.dim() + dim, True, channels)
     return *_two_means(x, dim, counts, dtype), None
 
@@ -281,10 +287,11 @@ def _mean(x, dim, count, dtype=None):
 
     The gradient of torch's own is as large as `x`; this one divides first and repeats a view.
     """
-    # Sizes are looked at last: what is exported serves any, and must not be guarded by them.
-    if torch.compiler.is_compiling() and _has_kernels(x, 2**20) and _is_outer(x, dim, dtype):
-        return torch.ops.symcompile.mean(x, x.dim() + dim)
-    if _by_product(x, dim, dtype):
+    # Where it is compiled, sizes are looked at last: what is exported serves any size.
+    if torch.compiler.is_compiling():
+        if _has_kernels(x, 2**20) and _is_outer(x, dim, dtype):
+            return torch.ops.symcompile.mean(x, x.dim() + dim)
+    elif x.numel() >= 2**20 and _by_product(x, dim, dtype):
         if _differs(x):
             return _Mean.apply(x, dim)
         return _Mean.forward(x, dim)
@@ -296,8 +303,8 @@ def _mean(x, dim, count, dtype=None):
 def _along(reduce, x, dim, dtype):
     """A sum or mean. Of axes that are not in the order of memory, torch's own goes to and fro."""
     # Inductor orders axes itself; and what it traces, and what is exported, serves any size.
-    left = torch.compiler.is_compiling() or type(dim) is not int or x.device.type != "cpu"
-    if left or x.is_contiguous() or x.numel() < 2**16:
+    left = torch.compiler.is_compiling() or x.numel() < 2**16 or type(dim) is not int
+    if left or x.is_contiguous() or not x.is_cpu:
         return reduce(x, dim, dtype=dtype)
     dim %= x.dim()
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
@@ -309,7 +316,7 @@ def _along(reduce, x, dim, dtype):
 def _by_product(x, dim, dtype):
     """Whether a mean is quickest as a product with ones."""
     # Autocast would round what it multiplies.
-    if _transformed() or torch.is_autocast_enabled("cpu"):
+    if _in_transform() or torch.is_autocast_enabled("cpu"):
         return False
     if not _is_outer(x, dim, dtype) or x.dtype not in (torch.float32, torch.float64):
         return False
@@ -319,7 +326,7 @@ def _by_product(x, dim, dtype):
 
 def _is_outer(x, dim, dtype):
     """Whether a mean is of a large array in the processor's memory, over an axis with steps."""
-    if type(dim) is not int or x.device.type != "cpu" or not x.is_contiguous():
+    if type(dim) is not int or not (x.is_cpu and x.is_contiguous()):
         return False
     return x.numel() >= 2**20 and x.stride(dim) >= 2**4 and dtype in (None, x.dtype)
 
@@ -359,7 +366,7 @@ def _product(x, weight):
     another processor; a BLAS that is tuned for this one is the quicker.
     """
     # An exported program serves batches of any size, so it must not choose by size.
-    if x.dtype is not torch.float32 or x.device.type != "cpu" or _exporting():
+    if x.dtype is not torch.float32 or not x.is_cpu or _exporting():
         return x @ weight
     if _is_wide(weight, (x,)):
         shape, order = [1, weight.shape[1]], [*range(x.dim())]
@@ -389,7 +396,7 @@ def _product(x, weight):
 
 def _is_wide(weight, parts):
     """Whether kernels multiply matrices in parts, as quick as libraries do those that are whole."""
-    wide = _MIXED and weight.numel() >= 2**18 and weight.device.type == "cpu"
+    wide = _MIXED and weight.numel() >= 2**18 and weight.is_cpu
     return wide and all(_has_kernels(part, 2**17) for part in parts)
 
 
@@ -577,7 +584,7 @@ def _add_product(total, x, weight, axes):
     batch = x.dim() - len(axes) - 1
     order = (*range(batch), *(batch + axis for axis in axes), -1)
     learns = torch.is_grad_enabled() and any(part.requires_grad for part in (total, x, weight))
-    if not batch or x.device.type != "cpu" or learns or _transformed():
+    if not batch or not x.is_cpu or learns or _transformed():
         total += _product(x, weight).permute(order)
         return
     # So many samples as take 1.5 MiB and as make a large product, if all together do.
@@ -599,7 +606,7 @@ def _fits(products, terms, channels=1):
         return False
     values = [value for parts, weight, *_ in products for value in (*parts, weight)]
     count = sum(len(parts) for parts, *_ in products)
-    if x.device.type == "cpu":
+    if x.is_cpu:
         deep = sum(weight.shape[0] for _, weight, *_ in products)
         # A sum of one channel is not quicker, but its gradients are.
         worth = weight.shape[1] > 1 or (deep >= 8 and _differs(x, weight))
@@ -645,7 +652,7 @@ _TRITON = _are_made("CUDA")  # by symcompile_torch.triton
 
 def _has_kernels(x, entries):
     """Whether an operator takes `x`, which makes so many entries, and is the quickest."""
-    on_cpu = x.device.type == "cpu"
+    on_cpu = x.is_cpu
     if not (_KERNELS if on_cpu else _TRITON and x.is_cuda):
         return False
     # An exported program serves any size, and runs without them; they have no derivative forward.

@@ -48,6 +48,7 @@ from symcompile.ir import (
     types_of,
 )
 from symcompile.names import Namer
+from symcompile.spec import Label
 
 __all__ = ["SourceParts", "Writer", "write_parts"]
 
@@ -412,16 +413,18 @@ class Writer:
         source, feature = self.values[arg], self.program.ops[arg]
         weight, slices = self._weight(op), self._tiling(number)
         parted = number in self.owned.parted
-        if slices:
+        constant = not (source.text or parted)
+        sliced = slices or ([] if constant else self._sliced_sum(number))
+        if sliced:
             while isinstance(feature, Mix):  # the first factor of a mix of low rank
                 feature = self.program.ops[feature.args[0]]
             count = len(feature.args) if isinstance(feature, Concat) else 1
-            constant = not (source.text or parted)
             made_of = "the constant 1" if constant else f"{count} in-feature{'s'[: count > 1]}"
+            made_of += " and the constant 1" * (not slices)
             signature = ascii(self.types[number].labels)[:200]
             self.lines.append("")
             self.lines.append(
-                f"# Signature {signature}: {made_of}, {len(slices)} half-diagrams out."
+                f"# Signature {signature}: {made_of}, {len(sliced)} half-diagrams out."
             )
         if parted:
             self._mix_parts(op, weight, slices)
@@ -434,11 +437,15 @@ class Writer:
         (operand,) = self.multiplies(number, [self._operand(arg)])
         text = self._product(operand, weight, number)
         if slices:
-            mixed = self._new(f"mixed_{'_'.join(map(str, self.types[number].labels))}")
+            mixed = self._new(_mixed_name(self.types[number].labels))
             self.lines.append(f"{mixed} = {text}")
             self.multiplied(number)
             self._split(mixed, slices)
             return _Value("")
+        if sliced:
+            made = self._assign(_mixed_name(self.types[number].labels), text)
+            self.multiplied(number)
+            return made
         name = f"to_{self._destination(number)}"
         if all(isinstance(self.program.ops[reader], Mix) for reader in self.readers[number]):
             name = f"hidden_{'_'.join(map(str, self.types[number].labels))}"
@@ -492,7 +499,7 @@ class Writer:
         rows, cols = self.shapes[op.weights[0]]
         groups = grouped([self.types[arg].width for arg in op.args], rows) or []
         members = self.types[number].members
-        names = [self._new(f"mixed_{'_'.join(map(str, labels))}") for labels in members]
+        names = [self._new(_mixed_name(labels)) for labels in members]
         batching = self.dialect.batching
         self.lines.append("")
         if batching is None:
@@ -608,6 +615,16 @@ class Writer:
         widths = [self.types[piece].width for piece in slices]
         self.lines.append(f"{wrapped(names, bare=True)} = {self.dialect.split(text, widths)}")
 
+    def _sliced_sum(self, number: int) -> list[int]:
+        """The slices of the sum of a value without index axes and of what the constant makes."""
+        if self.types[number].labels or len(self.readers[number]) != 1:
+            return []
+        (total,) = self.readers[number]
+        op = self.program.ops[total]
+        others = [self.types[arg] for arg in op.args if arg != number]
+        constant = isinstance(op, Add) and not any(other.batched for other in others)
+        return self._tiling(total) if constant else []
+
     def _tiling(self, number: int) -> list[int]:
         """The readers of a value, if they are slices that cover its channels in order."""
         return tiling(self.program.ops, self.readers, self.types, number)
@@ -615,13 +632,15 @@ class Writer:
     # -- sums -------------------------------------------------------------------------------
 
     def _add(self, number: int) -> _Value:
-        made = self.owned.sums[number]
-        total = self._plain(made, f"sum_{self._destination(number)}") if made.plain else None
+        made, slices = self.owned.sums[number], self._tiling(number)
+        name = f"sum_{self._destination(number)}"
+        if slices:
+            name = _mixed_name(self.types[number].labels)
+        total = self._plain(made, name) if made.plain else None
         for place, arg in enumerate(made.embeds):
             owned, covered = made.owned or place > 0, arg in made.covered
             total = self._embed(arg, total, owned=owned, covered=covered)
         assert total is not None, "a sum has operands"
-        slices = self._tiling(number)
         if slices:
             self._split(total.text, slices)
         return total
@@ -750,6 +769,10 @@ def _behind_broadcasts(ops: Sequence[Op], number: int) -> set[int]:
         (number,) = ops[number].args
         found.add(number)
     return found
+
+
+def _mixed_name(labels: Sequence[Label]) -> str:
+    return f"mixed_{'_'.join(map(str, labels))}"
 
 
 def _sum(target: str, terms: Sequence[str]) -> str:

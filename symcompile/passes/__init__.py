@@ -20,6 +20,7 @@ from symcompile.passes.mixes import MixPlan, form_mixes, plan_mixes
 from symcompile.passes.reductions import needed_reductions, share_reductions
 from symcompile.passes.schedule import plan_schedule, reorder
 from symcompile.passes.share import share_equal
+from symcompile.passes.slices import add_before_slice, plan_wholes
 from symcompile.passes.spreads import needed_spreads, sum_before_spread
 from symcompile.planner.bound import least_held
 from symcompile.planner.decisions import BatchPlan, FillPlan, LatticePlan, Schedule, plan_lattices
@@ -27,6 +28,7 @@ from symcompile.planner.search import Planner
 
 __all__ = [
     "Optimized",
+    "add_before_slice",
     "batch_mixes",
     "fill_mixes",
     "mix_before_spread",
@@ -157,6 +159,8 @@ def _planned(
     spreads = plan_lattices("spread", landed, program.outputs, planner, objective)
     targets = {plan.tensor: plan.parents for plan in spreads}
     run.apply(lambda stage: sum_before_spread(stage, targets), "sum_before_spread")
+    wholes = plan_wholes(run.program, objective)
+    run.apply(lambda stage: add_before_slice(stage, wholes), "add_before_slice")
     run.apply(sum_in_place)
     groups = plan_batches(run.program, objective)
     if batches:

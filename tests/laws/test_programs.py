@@ -24,6 +24,7 @@ from symcompile.ir import Program, Term, diagrams_of, parse_program, print_progr
 from symcompile.ir.meaning import BIAS
 from symcompile.lower import lower_factored, lower_reference
 from symcompile.passes import (
+    add_before_slice,
     mix_before_spread,
     needed_reductions,
     needed_spreads,
@@ -36,6 +37,7 @@ from symcompile.passes.batch import batch_mixes, plan_batches
 from symcompile.passes.fill import fill_mixes, plan_fills
 from symcompile.passes.mixes import FORMS, form_mixes, plan_mixes
 from symcompile.passes.schedule import plan_schedule, reorder
+from symcompile.passes.slices import plan_wholes
 from symcompile.planner.decisions import plan_lattices
 from symcompile.planner.search import PLANNERS
 from tests.laws.strategies import Case, cases
@@ -91,6 +93,7 @@ def each_pass(program: Program) -> Iterator[Program]:
     landed = needed_spreads(program)
     plans = plan_lattices("spread", landed, program.outputs, greedy, objective)
     yield sum_before_spread(program, {plan.tensor: plan.parents for plan in plans})
+    yield add_before_slice(program, plan_wholes(program, Objective("time", program.sizes)))
     batches = plan_batches(program, objective)
     yield batch_mixes(program, [replace(plan, chosen="batched") for plan in batches])
     yield reorder(program, plan_schedule(program, objective).order)
