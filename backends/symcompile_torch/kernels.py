@@ -13,7 +13,9 @@ kernels were compiled for this processor when symcompile was installed (`AVAILAB
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import lru_cache
+from math import prod
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from symcompile_torch.native import (
     check_dtype,
     kinds,
     lines,
+    packed,
     steps,
 )
 from symcompile_torch.operators import (
@@ -59,10 +62,6 @@ def _too_few(x: Tensor, axis: int, rows: int) -> bool:
     return x.numel() == 0 or batch * -(-rows // 4) < 2 * torch.get_num_threads()
 
 
-def _rows_in_order(x: Tensor, order: Sequence[int]) -> Tensor:
-    return x.permute(*order, *range(len(order), x.dim()))
-
-
 # -- sums of products -----------------------------------------------------------------------
 
 
@@ -78,45 +77,100 @@ def _linear_sum(
     `orders` holds one permutation of the axes of rows after another. The axes of an x after those
     are channels: of several the rows of a weight stand for all entries in order, wherever they lie.
     """
-    axes = len(orders) // len(sources)
-    views = [
-        channels_last(_rows_in_order(x[source], order))
-        for source, order in zip(sources, orders_of(axes, orders), strict=True)
-    ]
     y = linear_sum_shape(x, weights, sources, orders, terms)
-    _fill(y, views, [weight.contiguous() for weight in weights], terms)
+    _fill(y, x, sources, orders, weights, terms)
     return y
 
 
 def _fill(
-    y: Tensor, x: Sequence[Tensor], weights: Sequence[Tensor], terms: Sequence[Tensor]
+    y: Tensor,
+    x: Sequence[Tensor],
+    sources: Sequence[int],
+    orders: Sequence[int],
+    weights: Sequence[Tensor],
+    terms: Sequence[Tensor],
 ) -> None:
-    """Write the sum of `x[i] @ weights[i]` and of terms into y."""
+    """Write the sum of products and of terms into y."""
     check_dtype(*x, *weights, *terms)
-    axes = y.dim() - 1
-    check_sum(y.shape, x, weights, terms)
-    spread = [channels_last(term.expand(y.shape)) for term in terms]
-    if y.numel() == 0:
-        return
-    of_each = [lines(view, axes) for view in x]
-    call(
-        "symcompile_sum",
-        y.shape[-1],
-        axes,
-        y.shape[:-1],
-        y.shape[-1],
-        len(x),
-        x,
-        steps(x, axes),
-        [view.shape[axes:].numel() for view in x],
-        [len(places) for places in of_each],
-        [place for places in of_each for place in places],
-        weights,
-        len(spread),
-        spread,
-        steps(spread, axes),
-        y,
-        int(y.nbytes >= _STREAMED),
+    width = y.shape[-1]
+    x = [channels_last(part) for part in x]
+    weights = [weight.contiguous() for weight in weights]
+    terms = [
+        channels_last(term if term.shape[-1] == width else term.expand(y.shape)) for term in terms
+    ]
+    sizes, *along = _layout_of_sum(
+        tuple(y.shape),
+        tuple([(tuple(part.shape), part.stride()) for part in x]),
+        (*sources,),
+        (*orders,),
+        tuple([tuple(weight.shape) for weight in weights]),
+        tuple([(tuple(term.shape), term.stride()) for term in terms]),
+    )
+    if y.numel():
+        read = [x[source] for source in sources]
+        steps, depths, counts, lines, of_terms = along
+        call(
+            "symcompile_sum",
+            width,
+            y.dim() - 1,
+            sizes,
+            width,
+            len(read),
+            read,
+            steps,
+            depths,
+            counts,
+            lines,
+            weights,
+            len(terms),
+            terms,
+            of_terms,
+            y,
+            int(y.nbytes >= _STREAMED),
+        )
+
+
+_Lie: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shape and strides."""
+
+
+@lru_cache(4096)
+def _layout_of_sum(
+    shape: tuple[int, ...],
+    x: tuple[_Lie, ...],
+    sources: tuple[int, ...],
+    orders: tuple[int, ...],
+    weights: tuple[tuple[int, ...], ...],
+    terms: tuple[_Lie, ...],
+) -> tuple[bytes, ...]:
+    """As the kernel takes them: the sizes of the axes of rows; of every product the steps along
+    them, how many channels it reads, in how many lines, and where those begin; the steps of terms.
+
+    Raises:
+        ValueError: there are too many parts, or shapes do not fit.
+    """
+    axes = len(shape) - 1
+    views: list[_Lie] = []
+    for source, order in zip(sources, orders_of(axes, orders), strict=True):
+        order += range(axes, len(x[source][0]))
+        sizes, steps = (tuple(of[axis] for axis in order) for of in x[source])
+        views.append((sizes, steps))
+    check_sum(shape, [sizes for sizes, _ in views], weights, len(terms))
+    of_each = [lines(sizes, steps, axes) for sizes, steps in views]
+    spread = []
+    for sizes, steps in terms:
+        lacking = len(shape) - len(sizes)
+        if lacking < 0 or any(a not in (1, b) for a, b in zip(sizes, shape[lacking:], strict=True)):
+            raise ValueError(f"found a term {sizes}, expected one that broadcasts to {shape}")
+        spread += [0] * lacking
+        spread += [0 if size == 1 else step for size, step in zip(sizes, steps, strict=True)][:-1]
+    return (
+        packed(shape[:-1]),
+        packed([step for _, steps in views for step in steps[:axes]]),
+        packed([prod(sizes[axes:]) for sizes, _ in views]),
+        packed([len(places) for places in of_each]),
+        packed([place for places in of_each for place in places]),
+        packed(spread),
     )
 
 
@@ -160,7 +214,7 @@ def _spread(first: Tensor, second: Tensor, axis: int, dtype: torch.dtype | None 
     """What `sums` is the transpose of: the sum of both, repeated along the axes they lack."""
     y = spread_shape(first, second, axis, dtype)
     check_dtype(y)
-    _fill(y, [], [], [first.unsqueeze(axis), second.unsqueeze(axis + 1)])
+    _fill(y, [], [], [], [], [first.unsqueeze(axis), second.unsqueeze(axis + 1)])
     return y
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from symcompile_kernels.build import library
-from symcompile_torch.strides import lie_side_by_side
+from symcompile_torch.strides import side_by_side
 
 __all__ = [
     "AVAILABLE",
@@ -26,6 +26,7 @@ __all__ = [
     "check_dtype",
     "kinds",
     "lines",
+    "packed",
     "steps",
 ]
 
@@ -53,28 +54,37 @@ AVAILABLE = bool(_FOUND)
 
 def call(name: str, width: int, *args: Any) -> None:
     """Call a function of `openmp.cpp`, by the narrowest vectors that hold `width` channels."""
-    found = getattr(_FOUND[-1 if width <= 8 else 0], name)
-    if found(*map(_plain, args), ctypes.c_int64(torch.get_num_threads())):
+    kinds = tuple([type(arg) is float for arg in args])
+    plain = [arg.data_ptr() if isinstance(arg, Tensor) else _plain(arg) for arg in args]
+    if _function(name, width <= 8, kinds)(*plain, torch.get_num_threads()):
         raise MemoryError(f"{name}: no memory for partial sums")
 
 
+@lru_cache(256)
+def _function(name: str, narrow: bool, kinds: tuple[bool, ...]) -> Callable[..., int]:
+    """A function that takes floats where `kinds` says so; all else is 64 bits wide, the number of
+    threads too."""
+    types = [ctypes.c_float if kind else ctypes.c_void_p for kind in (*kinds, False)]
+    library = _FOUND[-1 if narrow else 0]
+    return ctypes.CFUNCTYPE(ctypes.c_int, *types)((name, library))
+
+
 def _plain(value: Any) -> Any:
-    """A tensor as its address (none as null), several as an array, numbers as the kernels want."""
-    if isinstance(value, int):
-        return ctypes.c_int64(value)
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    if value is None:
-        return ctypes.c_void_p()
-    if isinstance(value, float):
-        return ctypes.c_float(value)
+    """Several tensors as an array of their addresses, several numbers as one."""
+    if value is None or isinstance(value, (int, float, bytes)):
+        return value
     if value and isinstance(value[0], Tensor):
         value = [tensor.data_ptr() for tensor in value]
-    return _packed(len(value))(*value)
+    return packed(value)
+
+
+def packed(numbers: Sequence[int]) -> bytes:
+    """As an array of the kernels."""
+    return _packer(len(numbers))(*numbers)
 
 
 @lru_cache(256)
-def _packed(count: int) -> Callable[..., bytes]:
+def _packer(count: int) -> Callable[..., bytes]:
     """To bytes, which takes half the time that an array of ctypes does."""
     return Struct(f"{count}q").pack
 
@@ -83,11 +93,11 @@ def steps(tensors: Sequence[Tensor], axes: int) -> list[int]:
     return [step for tensor in tensors for step in tensor.stride()[:axes]]
 
 
-def lines(x: Tensor, axes: int) -> list[int]:
+def lines(shape: Sequence[int], strides: Sequence[int], axes: int) -> list[int]:
     """Where the channels of a row begin: all axes after `axes`, of which the last is a line."""
-    if x.dim() == axes + 1 or x.numel() == 0 or lie_side_by_side(x, axes):
+    if len(shape) == axes + 1 or 0 in shape or side_by_side(shape[axes:], strides[axes:]):
         return [0]
-    return _places(tuple(x.shape[axes:-1]), tuple(x.stride()[axes:-1]))
+    return _places(tuple(shape[axes:-1]), tuple(strides[axes:-1]))
 
 
 @lru_cache(256)

@@ -10,6 +10,7 @@ The one thing to know: every gradient is made of these operators again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -64,22 +65,22 @@ def _apart(x: Tensor, shape: torch.Size) -> Tensor:
 
 
 def check_sum(
-    shape: torch.Size, x: Sequence[Tensor], weights: Sequence[Tensor], terms: Sequence[Tensor]
+    shape: Sequence[int], x: Sequence[Sequence[int]], weights: Sequence[Sequence[int]], terms: int
 ) -> None:
-    """Refuse what makes no sum of that shape; an x has its rows in order.
+    """Refuse shapes that make no sum of that shape; an x has its rows in order.
 
     Raises:
         ValueError: there are too many parts, or shapes do not fit.
     """
     axes = len(shape) - 1
-    if max(len(x), len(terms), axes) > MOST:
+    if max(len(x), terms, axes) > MOST:
         raise ValueError(f"found more than {MOST} products, terms or axes in one sum")
     for view, weight in zip(x, weights, strict=True):
-        sides = view.shape[axes:].numel(), shape[-1]
-        if view.shape[:axes] != shape[:-1] or weight.shape != sides:
+        sides = prod(view[axes:]), shape[-1]
+        if tuple(view[:axes]) != tuple(shape[:-1]) or tuple(weight) != sides:
             raise ValueError(
-                f"found {tuple(view.shape)} times {tuple(weight.shape)}, expected the axes and "
-                f"channels of {tuple(shape)}"
+                f"found {tuple(view)} times {tuple(weight)}, expected the axes and channels of "
+                f"{tuple(shape)}"
             )
 
 

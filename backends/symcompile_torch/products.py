@@ -81,7 +81,7 @@ def _rows_of(x: Tensor, rows: int) -> tuple[int, list[int]]:
 def _as_parts(x: Sequence[Tensor], rows: int) -> tuple[Any, ...]:
     """As `products.hpp` takes the parts of a matrix."""
     x = [channels_last(part) for part in x]
-    of_each = [lines(part, rows) for part in x]
+    of_each = [lines(part.shape, part.stride(), rows) for part in x]
     return (
         len(x),
         x,

@@ -5,18 +5,22 @@ In: tensors of any layout. Out: facts, and tensors that lie otherwise, copied on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-__all__ = ["axes_before", "channels_last", "first_in_line", "lie_side_by_side"]
+__all__ = ["axes_before", "channels_last", "first_in_line", "lie_side_by_side", "side_by_side"]
 
 
 def lie_side_by_side(x: Tensor, axis: int) -> bool:
     """Whether the entries along `axis` and all axes after it do."""
+    return side_by_side(x.shape[axis:], x.stride()[axis:])
+
+
+def side_by_side(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether all entries do."""
     step = 1
-    axes = [*zip(x.shape, x.stride(), strict=True)][axis:]
-    for size, found in reversed(axes):
+    for size, found in zip(reversed(shape), reversed(strides), strict=True):
         if found != step and size != 1:
             return False
         step *= size

@@ -203,7 +203,7 @@ def _fill(
     y: Tensor, x: Sequence[Tensor], weights: Sequence[Tensor], terms: Sequence[Tensor]
 ) -> None:
     """Write the sum of `x[i] @ weights[i]` and of terms into y."""
-    check_sum(y.shape, x, weights, terms)
+    check_sum(y.shape, [part.shape for part in x], [part.shape for part in weights], len(terms))
     axes, width = y.dim() - 1, y.shape[-1]
     spread = [channels_last(term.expand(y.shape)) for term in terms]
     if y.numel() == 0:
