@@ -284,6 +284,7 @@ def compile_spec(
         decisions,
         done.fills,
         done.mixes,
+        done.wholes,
         done.batches,
         done.schedule,
         asked=minimize,

@@ -294,6 +294,13 @@ def test_what_the_kernels_have_no_room_for_is_refused() -> None:
         ops.outer(x, [0], torch.ones(5, 3))
     with pytest.raises(ValueError, match=r"found a term \(5, 3\), expected one that broadcasts"):
         ops.linear_sum([x], [weight], [0], [0], [torch.ones(5, 3)])
+    y = torch.ones(5, 6, 3)
+    for orders in ([0, 0], [0, 2]):  # they would read what is not theirs
+        with pytest.raises(ValueError, match="found the order"):
+            ops.linear_sum([y], [weight], [0], orders, [])
+    with pytest.raises(ValueError, match=r"found the order \[0\] of axes of \(5,\)"):
+        ops.linear_sum([torch.ones(5)], [weight[:1]], [0], [0], [])
+    assert (ops.linear_sum([y], [weight], [0], [0, 1], [torch.tensor(2.0)]) == 5).all()
 
 
 def test_a_term_of_one_channel_is_no_pair_with_another() -> None:

@@ -16,11 +16,12 @@ import pytest
 
 import symcompile as sc
 from symcompile import passes
-from symcompile.cost.objective import MINIMIZE, Objective
+from symcompile.cost.objective import Objective
 from symcompile.errors import ProgramError
 from symcompile.ir import (
     Add,
     Broadcast,
+    Builder,
     Embed,
     Mix,
     Output,
@@ -358,13 +359,41 @@ def test_slices_that_do_not_all_meet_are_added_one_by_one():
     assert added_whole(before) == before
 
 
+def whole(program, minimize="time"):
+    """What is added whole, as it is planned for an objective."""
+    plans = plan_wholes(program, Objective(minimize, program.sizes))
+    return [plan.values for plan in plans if plan.chosen == "whole"]
+
+
 def test_what_costs_more_bytes_is_left_apart_where_bytes_are_to_be_few():
     """An output without index axes would be a slice, to be copied."""
     program = summed_spreads(lowered("margins"))
-    chosen = {how: plan_wholes(program, Objective(how, program.sizes)) for how in MINIMIZE}
-    assert chosen["time"]
-    assert not chosen["bytes"]
-    assert not chosen["peak"]
+    assert whole(program)
+    assert not whole(program, "bytes")
+    assert not whole(program, "peak")
+    # One sum of two, and the copy takes its place.
+    (plan,) = plan_wholes(summed_spreads(lowered("fixed")), Objective())
+    assert plan.chosen == "slices"
+
+
+def test_products_of_many_channels_are_made_in_slices():
+    """Then they are written where outputs are stored: nothing is sliced."""
+    for channels, found in ((8, True), (1024, False)):
+        program = lowered("transposed", channels=channels)
+        assert bool(plan_wholes(summed_spreads(program), objective_of(program))) is found
+
+
+def test_values_with_index_axes_are_added_slice_by_slice():
+    """All at once they would all be alive."""
+    program = lowered("pair")
+    build = Builder(program)
+    x = build.input(0)
+    twice = build.add([x, x])
+    mixes = [build.mix(value, "mix_0_1", (0, 2), (0, 4)) for value in (x, twice)]
+    for k in range(2):
+        parts = [build.slice(mix, 2 * k, 2 * k + 2, 4) for mix in mixes]
+        build.output(build.add(parts), k)
+    assert plan_wholes(build.program(), objective_of(program)) == ()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -90,13 +90,14 @@ def _fill(
     weights: Sequence[Tensor],
     terms: Sequence[Tensor],
 ) -> None:
-    """Write the sum of products and of terms into y."""
+    """Write the sum of products, if any, and of terms into y; see `_linear_sum`."""
     check_dtype(*x, *weights, *terms)
     width = y.shape[-1]
     x = [channels_last(part) for part in x]
     weights = [weight.contiguous() for weight in weights]
     terms = [
-        channels_last(term if term.shape[-1] == width else term.expand(y.shape)) for term in terms
+        channels_last(term if term.shape[-1:] == (width,) else term.expand(y.shape))
+        for term in terms
     ]
     sizes, *along = _layout_of_sum(
         tuple(y.shape),
@@ -108,7 +109,7 @@ def _fill(
     )
     if y.numel():
         read = [x[source] for source in sources]
-        steps, depths, counts, lines, of_terms = along
+        of_x, depths, counts, places, of_terms = along
         call(
             "symcompile_sum",
             width,
@@ -117,10 +118,10 @@ def _fill(
             width,
             len(read),
             read,
-            steps,
+            of_x,
             depths,
             counts,
-            lines,
+            places,
             weights,
             len(terms),
             terms,
@@ -152,21 +153,26 @@ def _layout_of_sum(
     axes = len(shape) - 1
     views: list[_Lie] = []
     for source, order in zip(sources, orders_of(axes, orders), strict=True):
-        order += range(axes, len(x[source][0]))
-        sizes, steps = (tuple(of[axis] for axis in order) for of in x[source])
-        views.append((sizes, steps))
+        found, along = x[source]
+        if sorted(order) != [*range(axes)] or len(found) <= axes:
+            raise ValueError(
+                f"found the order {order} of axes of {found}, expected one of the first {axes}, "
+                "before the last"
+            )
+        order += range(axes, len(found))
+        views.append((tuple(found[k] for k in order), tuple(along[k] for k in order)))
     check_sum(shape, [sizes for sizes, _ in views], weights, len(terms))
-    of_each = [lines(sizes, steps, axes) for sizes, steps in views]
-    spread = []
-    for sizes, steps in terms:
+    of_each = [lines(sizes, along, axes) for sizes, along in views]
+    spread: list[int] = []
+    for sizes, along in terms:
         lacking = len(shape) - len(sizes)
         if lacking < 0 or any(a not in (1, b) for a, b in zip(sizes, shape[lacking:], strict=True)):
             raise ValueError(f"found a term {sizes}, expected one that broadcasts to {shape}")
-        spread += [0] * lacking
-        spread += [0 if size == 1 else step for size, step in zip(sizes, steps, strict=True)][:-1]
+        steps_of = [0 if size == 1 else step for size, step in zip(sizes, along, strict=True)]
+        spread += [0] * lacking + steps_of[:-1]
     return (
         packed(shape[:-1]),
-        packed([step for _, steps in views for step in steps[:axes]]),
+        packed([step for _, along in views for step in along[:axes]]),
         packed([prod(sizes[axes:]) for sizes, _ in views]),
         packed([len(places) for places in of_each]),
         packed([place for places in of_each for place in places]),

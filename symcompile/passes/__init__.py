@@ -23,7 +23,14 @@ from symcompile.passes.share import share_equal
 from symcompile.passes.slices import add_before_slice, plan_wholes
 from symcompile.passes.spreads import needed_spreads, sum_before_spread
 from symcompile.planner.bound import least_held
-from symcompile.planner.decisions import BatchPlan, FillPlan, LatticePlan, Schedule, plan_lattices
+from symcompile.planner.decisions import (
+    BatchPlan,
+    FillPlan,
+    LatticePlan,
+    Schedule,
+    WholePlan,
+    plan_lattices,
+)
 from symcompile.planner.search import Planner
 
 __all__ = [
@@ -57,6 +64,7 @@ class Optimized:
         reductions, spreads: what the planner decided, per input and per output.
         fills: which dense pieces are blocks of one matrix.
         mixes: how each stack of features is mixed.
+        wholes: which values are added before they are sliced.
         batches: which mixes of equal size are computed at once.
         schedule: the order of ops.
         minimize: what the choices are best at; not what was asked for if that did not fit.
@@ -67,6 +75,7 @@ class Optimized:
     spreads: tuple[LatticePlan, ...]
     fills: tuple[FillPlan, ...] = ()
     mixes: tuple[MixPlan, ...] = ()
+    wholes: tuple[WholePlan, ...] = ()
     batches: tuple[BatchPlan, ...] = ()
     schedule: Schedule | None = None
     minimize: str = ""
@@ -87,9 +96,9 @@ def optimize(
 ) -> Optimized:
     """Share, mix early, reduce and spread as the planner says, and order for little memory.
 
-    If the plan holds more than `memory_limit`, mixes are no longer batched, then pieces no longer
-    filled up to one matrix; if that is not enough, the plan is made for least peak, then for least
-    bytes. The first that fits is taken.
+    If the plan holds more than `memory_limit`, mixes are no longer batched, nor values added before
+    they are sliced, then pieces no longer filled up to one matrix; if that is not enough, the plan
+    is made for least peak, then for least bytes. The first that fits is taken.
 
     With SYMCOMPILE_VERIFY=1 in the environment every stage is type-checked and its `diagrams_of`
     compared with that of the stage before.
@@ -140,7 +149,8 @@ def _planned(
     """All passes for one objective.
 
     Args:
-        batches, fills: why there are to be no batched mixes, no filled matrices; or empty.
+        batches, fills: why there are to be no batched mixes and sums of whole values, no filled
+            matrices; or empty.
     """
     run = _Run(program)
     run.apply(share_equal)
@@ -159,7 +169,7 @@ def _planned(
     spreads = plan_lattices("spread", landed, program.outputs, planner, objective)
     targets = {plan.tensor: plan.parents for plan in spreads}
     run.apply(lambda stage: sum_before_spread(stage, targets), "sum_before_spread")
-    wholes = plan_wholes(run.program, objective)
+    wholes = () if batches else plan_wholes(run.program, objective)
     run.apply(lambda stage: add_before_slice(stage, wholes), "add_before_slice")
     run.apply(sum_in_place)
     groups = plan_batches(run.program, objective)
@@ -169,7 +179,15 @@ def _planned(
     schedule = plan_schedule(run.program, objective)
     run.apply(lambda stage: reorder(stage, schedule.order), "schedule")
     return Optimized(
-        tuple(run.stages), reductions, spreads, covers, mixes, groups, schedule, objective.minimize
+        tuple(run.stages),
+        reductions,
+        spreads,
+        covers,
+        mixes,
+        wholes,
+        groups,
+        schedule,
+        objective.minimize,
     )
 
 

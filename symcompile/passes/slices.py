@@ -24,26 +24,28 @@ from symcompile.ir import (
     readers_of,
     types_of,
 )
+from symcompile.planner.decisions import WholePlan
 
-__all__ = ["Wholes", "add_before_slice", "plan_wholes"]
-
-Wholes = tuple[int, ...]
-"""Values all of whose slices are added pair by pair."""
+__all__ = ["add_before_slice", "plan_wholes"]
 
 
-def plan_wholes(program: Program, objective: Objective) -> tuple[Wholes, ...]:
-    """Those for which it costs less to add them whole."""
+def plan_wholes(program: Program, objective: Objective) -> tuple[WholePlan, ...]:
+    """For all values whose slices are added pair by pair, whether to add them whole costs less."""
     types, readers = types_of(program), readers_of(program)
-    return tuple(
-        wholes
-        for wholes in _alike(program, types, readers)
-        if _costs_less(program, types, readers, wholes, objective)
-    )
+    plans = []
+    for values in _alike(program, types, readers):
+        slices, whole = _scores(program, types, readers, values, objective)
+        ranked = (("slices", slices), ("whole", whole))
+        if whole < slices:
+            ranked = ranked[::-1]
+        plans.append(WholePlan(values, len(readers[values[0]]), ranked[0][0], ranked))
+    return tuple(plans)
 
 
-def add_before_slice(program: Program, plans: Iterable[Wholes]) -> Program:
-    """Replace sums of slices by slices of sums."""
-    added_to = {whole: wholes for wholes in plans for whole in wholes}
+def add_before_slice(program: Program, plans: Iterable[WholePlan]) -> Program:
+    """Replace sums of slices by slices of sums where that is planned."""
+    chosen = [plan.values for plan in plans if plan.chosen == "whole"]
+    added_to = {value: values for values in chosen for value in values}
     if not added_to:
         return program
     types = types_of(program)
@@ -56,29 +58,29 @@ def add_before_slice(program: Program, plans: Iterable[Wholes]) -> Program:
         terms = []
         for arg in op.args:
             part = program.ops[arg]
-            wholes = added_to.get(part.args[0], ()) if isinstance(part, Slice) else ()
-            if not (wholes and isinstance(part, Slice)):
+            if not (isinstance(part, Slice) and part.args[0] in added_to):
                 terms.append(place[arg])
-            elif part.args[0] == wholes[0]:  # it stands for the others too
-                total = build.add([place[whole] for whole in wholes])
-                width = types[wholes[0]].width
-                terms.append(build.slice(total, part.start, part.stop, width))
+                continue
+            first, *others = added_to[part.args[0]]
+            if part.args[0] == first:  # it stands for the others too
+                total = build.add([place[first], *(place[other] for other in others)])
+                terms.append(build.slice(total, part.start, part.stop, types[first].width))
         place.append(build.add(terms))
     return build.program()
 
 
-def _costs_less(
+def _scores(
     program: Program,
     types: Sequence[Type],
     readers: Sequence[Sequence[int]],
-    wholes: Wholes,
+    values: tuple[int, ...],
     objective: Objective,
-) -> bool:
-    """Whether the sums that are spared cost more than one over all and what it moves besides."""
+) -> tuple[float, float]:
+    """Of the sums that may be spared; and of one over all, with what it moves besides."""
     spared = copied = moved = 0
-    for part in readers[wholes[0]]:
+    for part in readers[values[0]]:
         (total,) = readers[part]
-        if len(program.ops[total].args) > len(wholes):  # it has other terms: it stays
+        if len(program.ops[total].args) > len(values):  # it has other terms: it stays
             moved += types[part].width
             continue
         spared += 1
@@ -86,12 +88,12 @@ def _costs_less(
             copied += 1  # as a slice
             moved += types[part].width
     whole = objective.score(moved, moved, 0, 1 + copied)
-    return whole < objective.score(0, 0, 0, spared)
+    return objective.score(0, 0, 0, spared), whole
 
 
 def _alike(
     program: Program, types: Sequence[Type], readers: Sequence[Sequence[int]]
-) -> list[Wholes]:
+) -> list[tuple[int, ...]]:
     """Values without index axes all of whose slices are added pair by pair."""
     parted = ownership(program, types, lazy_axes(program)).parted  # they are made in slices
     found: dict[object, list[int]] = {}
@@ -101,7 +103,7 @@ def _alike(
         sums = _sums(program, readers, parts)
         if sums:
             found.setdefault(sums, []).append(number)
-    return [tuple(wholes) for wholes in found.values() if len(wholes) > 1]
+    return [tuple(values) for values in found.values() if len(values) > 1]
 
 
 def _sums(

@@ -113,6 +113,23 @@ class FillPlan(_Joint):
 
 
 @dataclass(frozen=True, slots=True)
+class WholePlan:
+    """Whether values are added "whole" and the sum is sliced, or their "slices" one by one.
+
+    Attributes:
+        values: numbers of the values, in the program before this pass.
+        slices: how many slices each has.
+        chosen: the form taken.
+        scores: (form, score) of both, the chosen one first.
+    """
+
+    values: tuple[int, ...]
+    slices: int
+    chosen: str
+    scores: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SumPlan:
     """A large sum, and whether it is accumulated into the product of a mix.
 

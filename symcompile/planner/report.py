@@ -37,6 +37,7 @@ from symcompile.planner.decisions import (
     MixPlan,
     Schedule,
     SumPlan,
+    WholePlan,
 )
 from symcompile.planner.search import cost_of
 from symcompile.planner.told import gap, gave_way, told
@@ -114,6 +115,7 @@ class PlanInfo:
             through.
         fills: for pieces of one signature that meet, whether they are blocks of one matrix.
         mixes: for every mix of stacked features, how it is computed.
+        wholes: for values whose slices are added pair by pair, whether they are added whole.
         batches: for mixes of equal size, whether they are computed at once.
         sums: for every large sum, whether it is accumulated into a mix.
         schedule: the order of ops, or None for the order of lowering.
@@ -139,6 +141,7 @@ class PlanInfo:
     decisions: tuple[LatticePlan, ...]
     fills: tuple[FillPlan, ...]
     mixes: tuple[MixPlan, ...]
+    wholes: tuple[WholePlan, ...]
     batches: tuple[BatchPlan, ...]
     sums: tuple[SumPlan, ...]
     schedule: Schedule | None
@@ -203,6 +206,7 @@ class PlanInfo:
             "decisions": [_as_dict(plan) for plan in self.decisions],
             "fills": [asdict(plan) for plan in self.fills],
             "mixes": [asdict(plan) for plan in self.mixes],
+            "wholes": [asdict(plan) for plan in self.wholes],
             "batches": [asdict(plan) for plan in self.batches],
             "sums": [asdict(plan) for plan in self.sums],
             "schedule": None if self.schedule is None else asdict(self.schedule),
@@ -261,6 +265,7 @@ def plan_info(
     decisions: Sequence[LatticePlan] = (),
     fills: Sequence[FillPlan] = (),
     mixes: Sequence[MixPlan] = (),
+    wholes: Sequence[WholePlan] = (),
     batches: Sequence[BatchPlan] = (),
     schedule: Schedule | None = None,
     *,
@@ -300,6 +305,7 @@ def plan_info(
         decisions=tuple(decisions),
         fills=tuple(fills),
         mixes=tuple(mixes),
+        wholes=tuple(wholes),
         batches=tuple(batches),
         sums=tuple(_sums(program, sizes)) if schedule else (),
         schedule=schedule,

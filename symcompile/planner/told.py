@@ -20,6 +20,7 @@ from symcompile.planner.decisions import (
     MixPlan,
     Schedule,
     SumPlan,
+    WholePlan,
 )
 from symcompile.planner.lattice import NODE_LIMIT, Lattice
 from symcompile.planner.search import AUTO_EDGE_LIMIT, cost_of
@@ -41,6 +42,7 @@ def told(info: PlanInfo) -> Iterator[str]:
     yield from _lattices(info.decisions, info.optimize)
     yield from map(_fill, info.fills)
     yield from map(_mix, info.mixes)
+    yield from map(_whole, info.wholes)
     yield from map(_batch, info.batches)
     yield from map(_sum, info.sums)
     if info.schedule is not None:
@@ -119,6 +121,13 @@ def _mix(plan: MixPlan) -> str:
 
 def _fill(plan: FillPlan) -> str:
     return f"pieces {_either(plan)}; as one matrix {plan.share:.0%} of it is filled"
+
+
+def _whole(plan: WholePlan) -> str:
+    (chosen, _), (other, _) = plan.scores
+    cost, score = _apart([score for _, score in plan.scores])
+    count = f"{len(plan.values)} values in {plan.slices} slices"
+    return f"sums of {count}: {chosen} {cost}; else {other} {score}"
 
 
 def _batch(plan: BatchPlan) -> str:
