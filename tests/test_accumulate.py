@@ -198,7 +198,7 @@ def test_few_samples_make_a_large_product_still(channels, samples, monkeypatch):
 def test_one_array_of_full_size_is_made_for_an_output():
     source = sc.compile(MLP, **FOUR).source
     assert source.count(" = _linear_sum(") == 1
-    assert "terms=(sum_k_2[..., None, :, :], to_k_2[..., :, None, :])" in source
+    assert "terms=(sum_k[..., None, :, :], to_k[..., :, None, :])" in source
 
 
 @pytest.mark.parametrize("batched", ["k", "b", "mix_0_1", "mix_1", "mix_scalar", "bias"])

@@ -21,12 +21,12 @@ ENTRIES = X.numel()
 
 
 def layer_of(change: Callable[[str], str] = lambda line: line) -> Any:
-    """A layer whose source has its line `x = x.to(dtype)` changed."""
+    """A layer whose source has a line `x_2 = x_2` more, changed."""
     compiled = sc.compile({"x": (0, 1)}, in_channels=3, out_channels=2, sizes=SIZES)
-    line = "x_2 = x_2.to(dtype)"
+    line = "(x_2,) = _cast((x_2,), dtype)"
     assert compiled.source.count(line) == 1
     names: dict[str, Any] = {"__name__": "planted"}
-    exec(compiled.source.replace(line, change(line)), names)
+    exec(compiled.source.replace(line, f"{line}; {change('x_2 = x_2')}"), names)
     return names[type(compiled).__name__]()
 
 
