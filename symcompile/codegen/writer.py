@@ -436,21 +436,16 @@ class Writer:
             return _Value("")
         (operand,) = self.multiplies(number, [self._operand(arg)])
         text = self._product(operand, weight, number)
-        if slices:
-            mixed = self._new(_mixed_name(self.types[number].labels))
-            self.lines.append(f"{mixed} = {text}")
-            self.multiplied(number)
-            self._split(mixed, slices)
-            return _Value("")
-        if sliced:
-            made = self._assign(_mixed_name(self.types[number].labels), text)
-            self.multiplied(number)
-            return made
         name = f"to_{self._destination(number)}"
-        if all(isinstance(self.program.ops[reader], Mix) for reader in self.readers[number]):
+        if sliced:
+            name = _mixed_name(self.types[number].labels)
+        elif all(isinstance(self.program.ops[reader], Mix) for reader in self.readers[number]):
             name = f"hidden_{'_'.join(map(str, self.types[number].labels))}"
         made = self._assign(name, text)
         self.multiplied(number)
+        if slices:
+            self._split(made.text, slices)
+            return _Value("")
         return made
 
     def _unread(self, number: int, op: Mix | BatchMix) -> _Value:

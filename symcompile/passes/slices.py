@@ -61,10 +61,10 @@ def add_before_slice(program: Program, plans: Iterable[WholePlan]) -> Program:
             if not (isinstance(part, Slice) and part.args[0] in added_to):
                 terms.append(place[arg])
                 continue
-            first, *others = added_to[part.args[0]]
-            if part.args[0] == first:  # it stands for the others too
-                total = build.add([place[first], *(place[other] for other in others)])
-                terms.append(build.slice(total, part.start, part.stop, types[first].width))
+            (whole,), values = part.args, added_to[part.args[0]]
+            if whole == values[0]:  # it stands for the others too
+                total = build.add([place[value] for value in values])
+                terms.append(build.slice(total, part.start, part.stop, types[whole].width))
         place.append(build.add(terms))
     return build.program()
 
