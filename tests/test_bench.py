@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import mmap
 import os
@@ -224,6 +225,23 @@ def test_a_turn_begins_when_memory_is_at_hand(fresh: int, calls: int) -> None:
 
     settle(lambda: None)  # what Python itself takes on the way
     assert settle(call) == calls
+
+
+@pytest.mark.parametrize(
+    ("seconds", "budget", "most", "calls"),
+    [(0.2, 0.0, 9, 3), (0.2, 0.9, 9, 5), (0.2, 9.0, 4, 4), (3.0, 0.5, 9, 2), (6.0, 0.5, 9, 1)],
+)
+def test_a_turn_is_three_calls_at_least_unless_they_take_long(
+    seconds: float, budget: float, most: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0.0, seconds / 2)  # looked at before and after a call, and between
+    monkeypatch.setattr(child, "settle", lambda _: 0)
+    monkeypatch.setattr(child, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(child, "_seconds", lambda call: call())
+    bench = object.__new__(child.Bench)
+    monkeypatch.setattr(bench, "_forward", lambda: next(clock), raising=False)
+    bench.subject = SimpleNamespace(rest=lambda: None)  # type: ignore[assignment]
+    assert len(bench.round("forward", budget, most)["times"]) == calls
 
 
 def test_a_turn_ends_when_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:

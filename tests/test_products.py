@@ -52,6 +52,8 @@ def matrices(draw: Any) -> tuple[Any, ...]:
     sides = [sum(map(prod, axes)) for axes in (read, made)]
     transposed = draw(st.booleans())
     weight = drawn(rng, sides[::-1] if transposed else sides, 1)
+    if draw(st.booleans()):
+        weight = weight.T.contiguous().T
     shapes = [size for axes in made for size in (len(axes), *axes)]
     orders = []
     for axes in made:

@@ -14,10 +14,12 @@
 
 constexpr int ROWS = LANES == 16 ? 12 : LANES == 8 ? 6 : 3; // of a tile of two vectors
 static_assert(ROWS <= LANES && ROWS % 3 == 0, "rows are packed as lanes, and tiles come in thirds");
-constexpr i64 PANEL = 2 * LANES;           // channels of a tile, at most
-constexpr i64 BLOCK = 256;                 // entries added up before a result is written
-constexpr i64 PANELS = 8;                  // packed together
-constexpr i64 MOST_ROWS = 45 * ROWS;       // packed together
+constexpr i64 PANEL = 2 * LANES; // channels of a tile, at most
+constexpr i64 BLOCK = 256;       // entries added up before a result is written
+constexpr i64 PANELS = 8;        // packed together
+constexpr i64 MOST_ROWS = 540;   // packed together
+constexpr i64 MOST_FEW = LANES == 16 ? 24 : 64; // rows that a weight is read for where it lies
+static_assert(MOST_ROWS % ROWS == 0, "rows are packed in whole tiles");
 
 /* Parts of a matrix: where they are, steps along every axis of rows for each, and their channels,
    that lie in so many lines of equal length, which begin at `line`, part by part. */
@@ -118,9 +120,13 @@ struct Lines {
   i64 step;
 };
 
+/* Whether lines of a panel are fetched: those that come from memory, where they lie, and those of a
+   packed panel that takes more than half of the first cache. */
+constexpr bool fetches(bool packed) { return !packed || PANEL * BLOCK > 1 << 12; }
+
 /* Of R rows and J vectors of a panel: packed a, [depth, ROWS], times b, [depth, PANEL]. Row r of
    part p is at place[p * MOST_ROWS + r]. */
-template <int R, int J>
+template <int R, int J, bool packed>
 static void product_tile(const float *a, const Lines &of_b, i64 depth, const Panel &p,
                          const i64 *place, i64 rows, Writing how) {
   const float *b = of_b.at;
@@ -132,8 +138,10 @@ static void product_tile(const float *a, const Lines &of_b, i64 depth, const Pan
       for (i64 r = 0; r < rows; r++) __builtin_prefetch(p.to[v] + place[p.part[v] * MOST_ROWS + r]);
 #pragma GCC unroll 4
   for (i64 k = 0; k < depth; k++, a += ROWS, b += step) {
-    /* What is read where it lies comes line by line from memory. */
-    each<J>([&](auto v) HERE { __builtin_prefetch(b + (2 * PANEL + v * LANES)); });
+    if constexpr (fetches(packed))
+      each<J>([&](auto v) HERE {
+        if constexpr (v * LANES % 16 == 0) __builtin_prefetch(b + (2 * PANEL + v * LANES));
+      });
     vec row[J];
     each<J>([&](auto v) HERE { row[v] = load(b + v * LANES); });
     each<R>([&](auto r) HERE { each<J>([&](auto v) HERE { sum[r][v] += a[r] * row[v]; }); });
@@ -149,10 +157,11 @@ static void product_tile(const float *a, const Lines &of_b, i64 depth, const Pan
 typedef void ProductTile(const float *, const Lines &, i64, const Panel &, const i64 *, i64, Writing);
 
 /* By thirds of the rows of a tile: [thirds - 1][more than one vector wide]. */
+template <bool packed>
 static ProductTile *const PRODUCT_TILES[3][2] = {
-    {product_tile<ROWS / 3, 1>, product_tile<ROWS / 3, 2>},
-    {product_tile<2 * ROWS / 3, 1>, product_tile<2 * ROWS / 3, 2>},
-    {product_tile<ROWS, 1>, product_tile<ROWS, 2>}};
+    {product_tile<ROWS / 3, 1, packed>, product_tile<ROWS / 3, 2, packed>},
+    {product_tile<2 * ROWS / 3, 1, packed>, product_tile<2 * ROWS / 3, 2, packed>},
+    {product_tile<ROWS, 1, packed>, product_tile<ROWS, 2, packed>}};
 
 /* Into a row of a packed panel. */
 INLINE void pack_panel(const float *const *from, const i64 *width, float *to) {
@@ -231,9 +240,10 @@ static void product_block(i64 rows, i64 depth, const Shape &of, const Panel *pan
       for (i64 q = 0; q < count; q++) lines[q] = pack_b(panel[p + q], from, some, room.b + q * some * PANEL);
       for (i64 q = 0; q < count; q++) {
         const Panel &to = panel[p + q];
+        const auto tiles = lines[q].step == PANEL ? PRODUCT_TILES<true> : PRODUCT_TILES<false>;
         for (i64 row = 0; row < rows; row += ROWS) {
           const i64 left = least(ROWS, rows - row);
-          PRODUCT_TILES[(3 * left - 1) / ROWS][to.width[1] > 0](
+          tiles[(3 * left - 1) / ROWS][to.width[1] > 0](
               room.a + row * some, lines[q], some, to, place + row, left, how);
         }
       }
@@ -335,14 +345,14 @@ static int product(const Pool &pool, i64 axes, const i64 *shape, const Parts &x_
   const bool enough = x.run && panel && room && places;
   /* Threads share the rows, or if there are few the channels: each packs what they do not share. */
   const bool few = x.rows < y.channels && panels >= pool.threads;
-  const bool by_amx = x.rows > 2 * ROWS && amx_is_there();
+  const bool by_amx = x.rows > MOST_FEW && amx_is_there();
   const i64 most = by_amx ? AMX_ROWS : MOST_ROWS, side = by_amx ? STEP : ROWS;
   const i64 length = rows_at_once(x.rows, few ? 1 : pool.threads, most, side);
   const i64 shares = few ? pool.threads : 1;
   const auto pack_weight = [&](const Panel &p, i64 from, i64 some, float *to) {
     const float *row[2] = {weight + from * y.channels + p.start[0],
                            weight + from * y.channels + p.start[1]};
-    if (!transposed && x.rows <= 2 * ROWS && p.width[0] == LANES && p.width[1] == LANES)
+    if (!transposed && x.rows <= MOST_FEW && p.width[0] == LANES && p.width[1] == LANES)
       return Lines{row[0], y.channels};
     if (!transposed)
       for (i64 k = 0; k < some; k++, row[0] += y.channels, row[1] += y.channels) {
@@ -431,7 +441,7 @@ static int product(const Pool &pool, i64 axes, const i64 *shape, const Parts &x_
                     here, pack_x_tiles, pack_weight_tiles))
         return;
 #endif
-      const Shape of = x.rows > 2 * ROWS ? Shape{BLOCK, PANELS} : transposed ? FEW_ROWS_TRANSPOSED : FEW_ROWS;
+      const Shape of = x.rows > MOST_FEW ? Shape{BLOCK, PANELS} : transposed ? FEW_ROWS_TRANSPOSED : FEW_ROWS;
       product_block(rows, x.channels, of, panel + first, last - first, of_y, false, here, pack_x,
                     pack_weight);
     });
@@ -452,7 +462,7 @@ static int product_back(const Pool &pool, i64 axes, const i64 *shape, const Part
   const i64 of_thread = BLOCK_ROWS * (x.parts + g.parts) + MOST_ROWS;
   i64 *const places = zeros<i64>(pool.threads * of_thread);
   const bool enough = x.run && panel && room && places;
-  const bool by_amx = x.rows > 2 * ROWS && amx_is_there();
+  const bool by_amx = x.rows > MOST_FEW && amx_is_there();
   const i64 most = by_amx ? AMX_CHANNELS : MOST_CHANNELS, side = by_amx ? SIDE : ROWS;
   const i64 length = rows_at_once(x.channels, pool.threads, most, side);
   bool streams = g.channels % LANES == 0 && (uintptr_t)weight % (LANES * sizeof(float)) == 0;

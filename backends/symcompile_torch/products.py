@@ -61,6 +61,8 @@ def _mixed(
         raise ValueError(f"found orders {[*orders]}, expected the last axis of each to be the last")
     if not weight.numel() or not prod(x[0].shape[:rows]):
         return [part.zero_() for part in y]
+    if not weight.is_contiguous() and weight.t().is_contiguous():
+        weight, transposed = weight.t(), not transposed  # read as it lies
     call(
         "symcompile_product",
         _WIDTH,
