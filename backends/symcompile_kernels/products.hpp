@@ -5,7 +5,7 @@
    Rows are the same for all parts of a matrix, channels are those of one part after the other, and
    the channels of a part lie in lines, as for sums. The scheme is that of Goto and van de Geijn
    (ACM TOMS 34(3), 2008): a tile of the result stays in registers, the packed rows of x in the
-   second cache. */
+   second cache, or come from the third. */
 
 #pragma once
 
@@ -18,7 +18,7 @@ constexpr i64 PANEL = 2 * LANES; // channels of a tile, at most
 constexpr i64 BLOCK = 256;       // entries added up before a result is written
 constexpr i64 PANELS = 8;        // packed together
 constexpr i64 MOST_ROWS = 540;   // packed together
-constexpr i64 MOST_FEW = LANES == 16 ? 24 : 64; // rows that a weight is read for where it lies
+constexpr i64 MOST_FEW = 24;     // rows that a weight is read for where it lies
 static_assert(MOST_ROWS % ROWS == 0, "rows are packed in whole tiles");
 
 /* Parts of a matrix: where they are, steps along every axis of rows for each, and their channels,
@@ -120,8 +120,8 @@ struct Lines {
   i64 step;
 };
 
-/* Whether lines of a panel are fetched: those that come from memory, where they lie, and those of a
-   packed panel that takes more than half of the first cache. */
+/* Whether lines of a panel are fetched: those that come from memory, where they lie, and packed ones
+   where a block of a panel takes more than half of the first cache. */
 constexpr bool fetches(bool packed) { return !packed || PANEL * BLOCK > 1 << 12; }
 
 /* Of R rows and J vectors of a panel: packed a, [depth, ROWS], times b, [depth, PANEL]. Row r of
