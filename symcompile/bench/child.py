@@ -42,8 +42,8 @@ _MOST = 128
 _UNSETTLED, _FEW = 5, 1 << 8
 """Calls after which a turn begins though memory is still handed out, and pages that are none."""
 
-_LEAST = 3
-"""Calls of a turn."""
+_LEAST, _LONGER = 3, 1.0
+"""Calls of a turn at least, and seconds of calls that are enough though they are fewer."""
 
 _PATIENCE = 5.0
 """Seconds of a call that is long enough not to need a second look, and of waiting for a turn."""
@@ -101,7 +101,7 @@ class Bench:
     def round(self, what: str, budget: float, most: int) -> dict[str, Any]:
         """Seconds of calls, until `budget` seconds or `most` calls are over.
 
-        Three at least, unless they take very long: one that took fresh memory is not the median.
+        Three at least, unless they take a second: one that took fresh memory is not the median.
         """
         call = self._train if what == "train" else self._forward
         settle(call)  # others had their turn: threads sleep, and memory was given back
@@ -109,8 +109,7 @@ class Bench:
         start = perf_counter()
         while len(times) < most:
             times.append(_seconds(call))
-            # Three calls may take longer than the turn should, but not for ever.
-            over = budget if len(times) >= _LEAST else max(budget, _PATIENCE)
+            over = budget if len(times) >= _LEAST else max(budget, _LONGER)
             if perf_counter() - start > over:
                 break
         self.subject.rest()
