@@ -296,6 +296,25 @@ def outputs(layer: Any, leaves: list[Tensor]) -> list[Tensor]:
     return flatten_like(layer.spec, layer(unflatten(layer.spec, leaves)), "y")
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_is_read_where_it_lies(transposed: bool, monkeypatch: Any) -> None:
+    """A transposed view is no copy: the gradients of a layer give such weights."""
+    read: list[Tensor] = []
+    call = products.call
+
+    def watched(name: str, width: int, *args: Any) -> None:
+        read.extend(arg for arg in args if isinstance(arg, Tensor))
+        call(name, width, *args)
+
+    monkeypatch.setattr(products, "call", watched)
+    weight = normal(20, 24).T
+    x = normal(5, 20 if transposed else 24)
+    shape = [1, 24 if transposed else 20]
+    (y,) = ops.mixed([x], weight, transposed, 1, shape, [0, 1])
+    torch.testing.assert_close(y, x @ (weight.T if transposed else weight))
+    assert [part.data_ptr() for part in read] == [weight.data_ptr()]
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_a_layer_in_parts_is_the_layer(name: str, monkeypatch: Any) -> None:
     layer, leaves = a_layer(name)

@@ -17,6 +17,7 @@ static_assert(ROWS <= LANES && ROWS % 3 == 0, "rows are packed as lanes, and til
 constexpr i64 PANEL = 2 * LANES; // channels of a tile, at most
 constexpr i64 BLOCK = 256;       // entries added up before a result is written
 constexpr i64 PANELS = 8;        // packed together
+constexpr bool SPILLS = PANEL * BLOCK > 1 << 12; // a packed panel out of half of the first cache
 constexpr i64 MOST_ROWS = 540;   // packed together
 constexpr i64 MOST_FEW = 24;     // rows that a weight is read for where it lies
 static_assert(MOST_ROWS % ROWS == 0, "rows are packed in whole tiles");
@@ -120,13 +121,9 @@ struct Lines {
   i64 step;
 };
 
-/* Whether lines of a panel are fetched: those that come from memory, where they lie, and packed ones
-   where a block of a panel takes more than half of the first cache. */
-constexpr bool fetches(bool packed) { return !packed || PANEL * BLOCK > 1 << 12; }
-
-/* Of R rows and J vectors of a panel: packed a, [depth, ROWS], times b, [depth, PANEL]. Row r of
-   part p is at place[p * MOST_ROWS + r]. */
-template <int R, int J, bool packed>
+/* Of R rows and J vectors of a panel: packed a, [depth, ROWS], times b, [depth, PANEL], of which lines
+   are fetched that the first cache lacks. Row r of part p is at place[p * MOST_ROWS + r]. */
+template <int R, int J, bool fetches>
 static void product_tile(const float *a, const Lines &of_b, i64 depth, const Panel &p,
                          const i64 *place, i64 rows, Writing how) {
   const float *b = of_b.at;
@@ -138,7 +135,7 @@ static void product_tile(const float *a, const Lines &of_b, i64 depth, const Pan
       for (i64 r = 0; r < rows; r++) __builtin_prefetch(p.to[v] + place[p.part[v] * MOST_ROWS + r]);
 #pragma GCC unroll 4
   for (i64 k = 0; k < depth; k++, a += ROWS, b += step) {
-    if constexpr (fetches(packed))
+    if constexpr (fetches)
       each<J>([&](auto v) HERE {
         if constexpr (v * LANES % 16 == 0) __builtin_prefetch(b + (2 * PANEL + v * LANES));
       });
@@ -157,11 +154,11 @@ static void product_tile(const float *a, const Lines &of_b, i64 depth, const Pan
 typedef void ProductTile(const float *, const Lines &, i64, const Panel &, const i64 *, i64, Writing);
 
 /* By thirds of the rows of a tile: [thirds - 1][more than one vector wide]. */
-template <bool packed>
+template <bool fetches>
 static ProductTile *const PRODUCT_TILES[3][2] = {
-    {product_tile<ROWS / 3, 1, packed>, product_tile<ROWS / 3, 2, packed>},
-    {product_tile<2 * ROWS / 3, 1, packed>, product_tile<2 * ROWS / 3, 2, packed>},
-    {product_tile<ROWS, 1, packed>, product_tile<ROWS, 2, packed>}};
+    {product_tile<ROWS / 3, 1, fetches>, product_tile<ROWS / 3, 2, fetches>},
+    {product_tile<2 * ROWS / 3, 1, fetches>, product_tile<2 * ROWS / 3, 2, fetches>},
+    {product_tile<ROWS, 1, fetches>, product_tile<ROWS, 2, fetches>}};
 
 /* Into a row of a packed panel. */
 INLINE void pack_panel(const float *const *from, const i64 *width, float *to) {
@@ -240,7 +237,8 @@ static void product_block(i64 rows, i64 depth, const Shape &of, const Panel *pan
       for (i64 q = 0; q < count; q++) lines[q] = pack_b(panel[p + q], from, some, room.b + q * some * PANEL);
       for (i64 q = 0; q < count; q++) {
         const Panel &to = panel[p + q];
-        const auto tiles = lines[q].step == PANEL ? PRODUCT_TILES<true> : PRODUCT_TILES<false>;
+        const bool fetches = SPILLS || lines[q].step != PANEL; // what lies elsewhere is in memory
+        const auto tiles = fetches ? PRODUCT_TILES<true> : PRODUCT_TILES<false>;
         for (i64 row = 0; row < rows; row += ROWS) {
           const i64 left = least(ROWS, rows - row);
           tiles[(3 * left - 1) / ROWS][to.width[1] > 0](
