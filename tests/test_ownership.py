@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import symcompile as sc
 from symcompile.codegen import get_backend, writer
-from symcompile.ir import Concat, Sum, Transpose, lazy_axes, ownership, parse_program, types_of
+from symcompile.ir import Concat, Sum, Transpose, ownership, parse_program
 from symcompile.spec import flatten_like, parse_spec, unflatten
 from symcompile_torch.emit import _TAKEN, _Torch
 from symcompile_torch.gradient import Keeping
@@ -39,7 +39,7 @@ OPTIONS = [{}, {"bias": False}, {"optimize": False}, {"optimize": False, "bias":
 
 
 def owners(program):
-    return ownership(program, types_of(program), lazy_axes(program))
+    return ownership(program)
 
 
 def test_mixes_of_many_channels_that_are_sliced_are_in_parts():

@@ -34,13 +34,16 @@ def free_early(statements: Sequence[str], names: Collection[str], result: str) -
     for number, statement in enumerate(statements):
         for name in _names(statement):
             last[name] = number
-    kept = set(_names(result))
+    dead: list[list[str]] = [[] for _ in statements]
+    for name in sorted(last.keys() & set(names) - set(_names(result))):
+        dead[last[name]].append(name)
     lines: list[str] = []
     for number, statement in enumerate(statements):
         lines.append(statement)
-        dead = sorted(n for n in names if last.get(n) == number and n not in kept)
         if number < len(statements) - 1:
-            for names_of_line in textwrap.wrap(", ".join(dead), _LINE, break_long_words=False):
+            for names_of_line in textwrap.wrap(
+                ", ".join(dead[number]), _LINE, break_long_words=False
+            ):
                 lines.append(f"del {names_of_line.rstrip(',')}")
     return lines
 

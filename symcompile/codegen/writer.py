@@ -129,7 +129,7 @@ class Writer:
         reserved = {"batch", "dtype", "filled", "leaves", "tuple", "wide", *self.shapes, *stacks}
         self.namer = Namer(taken | reserved)
         self.lazy = lazy_axes(self.program)
-        self.owned = ownership(self.program, self.types, self.lazy)
+        self.owned = ownership(self.program)
         self.layout = Layout(compiled, dialect, self.namer, self.owned.apart, **layout)
         self.lines: list[str] = []
         self.values: list[_Value] = []

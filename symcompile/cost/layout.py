@@ -1,6 +1,6 @@
 """How values lie in memory, as far as it decides whether a view will do or a copy is made.
 
-In: a Program and its lazy axes. Out: for every value a `Layout`. What is written anew lies in the
+In: a Program. Out: for every value a `Layout`. What is written anew lies in the
 order of its axes; transposes and diagonals are views that do not.
 
 The one thing to know: the rows of a matmul, and the parts of a composite axis, have to follow each
@@ -13,7 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from re import search
 
-from symcompile.ir import Add, Broadcast, Diagonal, Embed, Input, Program, Slice, Tensor, Transpose
+from symcompile.ir import (
+    Add,
+    Broadcast,
+    Diagonal,
+    Embed,
+    Input,
+    Program,
+    Slice,
+    Tensor,
+    Transpose,
+    fact,
+    lazy_axes,
+    types_of,
+)
 from symcompile.spec import Fixed, Perm, axis_atoms
 
 __all__ = ["Layout", "layouts_of", "moves_on_the_way_in", "moves_on_the_way_out"]
@@ -37,19 +50,13 @@ class Layout:
         return len(self.order) < 2 or (self.dense and list(self.order) == sorted(self.order))
 
 
-def layouts_of(
-    program: Program, orders: Sequence[int], lazy: Sequence[frozenset[int]]
-) -> tuple[Layout, ...]:
-    """The layout of every value.
-
-    Args:
-        orders: the number of index axes of every value.
-        lazy: the lazy axes of every value.
-    """
+@fact
+def layouts_of(program: Program) -> tuple[Layout, ...]:
+    """The layout of every value."""
     found: list[Layout] = []
-    for number, op in enumerate(program.ops):
+    for op, kind, lazy in zip(program.ops, types_of(program), lazy_axes(program), strict=True):
         source = found[op.args[0]] if op.args else Layout(())
-        full = tuple(axis for axis in range(orders[number]) if axis not in lazy[number])
+        full = tuple([axis for axis in range(len(kind.labels)) if axis not in lazy])
         match op:
             case Input(tensor=tensor):
                 # Folded by a view, a fixed axis between labels keeps their entries apart.

@@ -7,11 +7,10 @@ Counter does in a millisecond.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from symcompile.spec import Label, label_order
 
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     import sympy
 
 __all__ = ["Polynomial"]
+
+_Monomial: TypeAlias = tuple[Label, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,32 +34,30 @@ class Polynomial:
     ('5 + 3*n[a]*n[b]', 65)
     """
 
-    terms: tuple[tuple[tuple[Label, ...], int], ...] = ()
+    terms: tuple[tuple[_Monomial, int], ...] = ()
 
     @staticmethod
     def of(labels: Iterable[Label], coefficient: int = 1) -> Polynomial:
         """`coefficient` times the product of the labels' sizes."""
         if not coefficient:
-            return Polynomial()
+            return _ZERO
         return Polynomial(((tuple(sorted(labels, key=label_order)), coefficient),))
 
     @staticmethod
     def sum(parts: Iterable[Polynomial]) -> Polynomial:
         """The sum of any number of polynomials."""
-        total: Counter[tuple[Label, ...]] = Counter()
+        total: dict[_Monomial, int] = {}
         for part in parts:
             for monomial, coefficient in part.terms:
-                total[monomial] += coefficient
-        ordered = sorted(
-            total.items(), key=lambda item: (len(item[0]), list(map(label_order, item[0])))
-        )
-        return Polynomial(tuple((monomial, count) for monomial, count in ordered if count))
+                total[monomial] = total.get(monomial, 0) + coefficient
+        kept = [item for item in total.items() if item[1]]
+        return Polynomial(tuple(sorted(kept, key=_order) if len(kept) > 1 else kept))
 
     def __add__(self, other: Polynomial) -> Polynomial:
         return Polynomial.sum((self, other))
 
     def __mul__(self, factor: int) -> Polynomial:
-        return Polynomial(tuple((m, c * factor) for m, c in self.terms if factor))
+        return Polynomial(tuple([(m, c * factor) for m, c in self.terms])) if factor else _ZERO
 
     def at(self, sizes: Mapping[Label, int]) -> int:
         """Its value; every label needs a size."""
@@ -79,6 +78,15 @@ class Polynomial:
             return "*".join(([] if coefficient == 1 and names else [str(coefficient)]) + names)
 
         return " + ".join(term(m, c) for m, c in self.terms) or "0"
+
+
+_ZERO = Polynomial()
+
+
+def _order(term: tuple[_Monomial, int]) -> tuple[int, list[tuple[int, int, str]]]:
+    """Sort key of terms: short monomials first."""
+    monomial, _ = term
+    return len(monomial), list(map(label_order, monomial))
 
 
 def _name(label: Label) -> str:

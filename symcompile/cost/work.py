@@ -33,6 +33,7 @@ from symcompile.ir import (
     batch_behind,
     lazy_axes,
     ownership,
+    ownership_once,
     types_of,
 )
 
@@ -122,8 +123,8 @@ class Accountant:
         self.shapes = program.matrices
         self.first = _first_filled(program)
         self.lazy = lazy_axes(program)
-        self.layouts = layouts_of(program, [len(kind.labels) for kind in self.types], self.lazy)
-        self.owned = ownership(program, self.types, self.lazy)
+        self.layouts = layouts_of(program)
+        self.owned = ownership(program)
         self.fused = self._fused()
 
     def works(self) -> tuple[Work, ...]:
@@ -144,7 +145,7 @@ class Accountant:
             batched: the mixes, see `sources_of`.
         """
         other = copy(self)
-        other.owned = ownership(self.program, self.types, self.lazy, batched)
+        other.owned = ownership_once(self.program, batched)
         other.fused = other._fused()
         return other
 

@@ -28,8 +28,8 @@ from symcompile.ir.ops import (
     Slice,
     Transpose,
 )
-from symcompile.ir.ownership import WIDE, Ownership, Sum, ownership, tiles, tiling
-from symcompile.ir.program import Program, types_of, verify
+from symcompile.ir.ownership import WIDE, Ownership, Sum, ownership, ownership_once, tiles, tiling
+from symcompile.ir.program import Program, fact, types_of, verify
 from symcompile.ir.readers import readers_of
 from symcompile.ir.sources import sources_of
 from symcompile.ir.text import parse_program, print_program
@@ -69,11 +69,13 @@ __all__ = [
     "batch_behind",
     "by_level",
     "diagrams_of",
+    "fact",
     "grouped",
     "large_sums",
     "lazy_axes",
     "levels_of",
     "ownership",
+    "ownership_once",
     "parse_program",
     "print_program",
     "readers_of",

@@ -18,7 +18,7 @@ from math import prod
 
 from symcompile.ir.extent import lazy_axes
 from symcompile.ir.ops import Add, Broadcast, Concat, Const, Embed, Mix, Transpose
-from symcompile.ir.program import Program, types_of
+from symcompile.ir.program import Program, fact, types_of
 from symcompile.ir.readers import readers_of
 from symcompile.ir.sources import sources_of
 from symcompile.ir.types import Type
@@ -48,6 +48,7 @@ class Accumulation:
     late: Mapping[int, int] = field(default_factory=dict)
 
 
+@fact
 def accumulations(program: Program) -> dict[int, Accumulation]:
     """By number of the sum, for large ones; none unless the program is `in_place`."""
     return accumulated(

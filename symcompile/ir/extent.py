@@ -8,11 +8,12 @@ stays lazy through sums, transposes and mixes, until something needs the full ex
 from __future__ import annotations
 
 from symcompile.ir.ops import Add, Broadcast, Mix, Reduce, Slice, Transpose
-from symcompile.ir.program import Program
+from symcompile.ir.program import Program, fact
 
 __all__ = ["lazy_axes"]
 
 
+@fact
 def lazy_axes(program: Program) -> tuple[frozenset[int], ...]:
     """For every value, its axes of extent one that stand for full ones."""
     lazy: list[frozenset[int]] = []

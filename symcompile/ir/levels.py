@@ -7,11 +7,12 @@ so any of them can be computed together.
 from __future__ import annotations
 
 from symcompile.ir.ops import BatchMix, Mix
-from symcompile.ir.program import Program
+from symcompile.ir.program import Program, fact
 
 __all__ = ["by_level", "levels_of"]
 
 
+@fact
 def levels_of(program: Program) -> list[int]:
     """The most mixes on a way from an input to the op, itself not counted."""
     levels: list[int] = []

@@ -6,7 +6,9 @@ are counted without batch and channel axes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 from symcompile.diagrams.partitions import Blocks
 from symcompile.spec import Label
@@ -36,6 +38,15 @@ class Op:
     """Base of all ops: `args` are the numbers of the ops whose values it reads."""
 
     args: tuple[int, ...]
+
+    def renumbered(self, place: Sequence[int] | Mapping[int, int]) -> Self:
+        """The same op on operands that have got other numbers.
+
+        >>> Add((3, 4)).renumbered({3: 0, 4: 1})
+        Add(args=(0, 1))
+        """
+        args = tuple([place[arg] for arg in self.args])
+        return self if args == self.args else replace(self, args=args)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from symcompile.ir.accumulate import Accumulation, accumulated
+from symcompile.ir.extent import lazy_axes
 from symcompile.ir.ops import (
     Add,
     Broadcast,
@@ -30,12 +31,12 @@ from symcompile.ir.ops import (
     Slice,
     Transpose,
 )
-from symcompile.ir.program import Program
+from symcompile.ir.program import Program, fact, types_of
 from symcompile.ir.readers import readers_of
 from symcompile.ir.sources import UNBATCHED, sources_of
 from symcompile.ir.types import Type
 
-__all__ = ["WIDE", "Ownership", "Sum", "ownership", "tiles", "tiling"]
+__all__ = ["WIDE", "Ownership", "Sum", "ownership", "ownership_once", "tiles", "tiling"]
 
 WIDE = 2**18
 """Entries of a weight whose products are large whatever the batch."""
@@ -90,21 +91,20 @@ class Ownership:
     sums: Mapping[int, Sum]
 
 
-def ownership(
-    program: Program,
-    types: Sequence[Type],
-    lazy: Sequence[frozenset[int]],
-    batched: Mapping[int, int] = UNBATCHED,
-) -> Ownership:
-    """Work out who owns what.
+@fact
+def ownership(program: Program) -> Ownership:
+    """Work out who owns what."""
+    return ownership_once(program, UNBATCHED)
+
+
+def ownership_once(program: Program, batched: Mapping[int, int]) -> Ownership:
+    """Who owns what once some mixes are computed at once with others.
 
     Args:
-        types: of every value (`types_of`).
-        lazy: the lazy axes of every value (`lazy_axes`).
-        batched: mixes that are to be computed at once with others, see `sources_of`. Each is then
-            a part of an array that it shares.
+        batched: the mixes, see `sources_of`. Each is then a part of an array that it shares.
     """
     ops, readers = program.ops, readers_of(program)
+    types, lazy = types_of(program), lazy_axes(program)
     sources = sources_of(program, batched)
     in_place = accumulated(program, types, lazy, readers, sources, batched)
     fresh: set[int] = set()  # new arrays that nothing else refers to, made by sums and embeddings

@@ -6,9 +6,11 @@ the op (`verify`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from functools import wraps
 from math import prod
+from typing import Any, TypeVar
 
 from symcompile.errors import ProgramError
 from symcompile.ir.batch import grouped
@@ -33,7 +35,9 @@ from symcompile.ir.ops import (
 from symcompile.ir.types import Tensor, Type
 from symcompile.spec import Label
 
-__all__ = ["Program", "types_of", "verify"]
+__all__ = ["Program", "fact", "types_of", "verify"]
+
+_Fact = TypeVar("_Fact")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Program:
     reduce: str = "mean"
     in_place: bool = False
     filled: tuple[Filled, ...] = ()
+    _facts: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __str__(self) -> str:
         from symcompile.ir.text import print_program
@@ -79,15 +84,27 @@ class Program:
     def only(self, live: Collection[int]) -> Program:
         """The program with some of its ops, which read no others."""
         place = {old: new for new, old in enumerate(sorted(live))}
-        return replace(
-            self,
-            ops=tuple(
-                replace(self.ops[number], args=tuple(place[arg] for arg in self.ops[number].args))
-                for number in place
-            ),
-        )
+        return replace(self, ops=tuple([self.ops[old].renumbered(place) for old in place]))
 
 
+def fact(find: Callable[[Program], _Fact]) -> Callable[[Program], _Fact]:
+    """What follows from a program alone, and is found once: passes ask for it again and again.
+
+    It goes to all who ask, so it is not to be changed.
+    """
+    name = f"{find.__module__}.{find.__qualname__}"
+
+    @wraps(find)
+    def known(program: Program) -> _Fact:
+        if name not in program._facts:
+            program._facts[name] = find(program)
+        found: _Fact = program._facts[name]
+        return found
+
+    return known
+
+
+@fact
 def types_of(program: Program) -> tuple[Type, ...]:
     """The type of every value.
 

@@ -6,11 +6,12 @@ it twice is named twice.
 
 from __future__ import annotations
 
-from symcompile.ir.program import Program
+from symcompile.ir.program import Program, fact
 
 __all__ = ["readers_of"]
 
 
+@fact
 def readers_of(program: Program) -> tuple[tuple[int, ...], ...]:
     """For every value, the ops that read it, once per operand."""
     readers: list[list[int]] = [[] for _ in program.ops]

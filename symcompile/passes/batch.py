@@ -96,7 +96,7 @@ def batch_mixes(program: Program, plans: Iterable[BatchPlan]) -> Program:
         if number in last:
             _emit_batch(build, last[number], place)
         elif number not in member:
-            place[number] = build.emit(replace(op, args=tuple(place[arg] for arg in op.args)))
+            place[number] = build.emit(op.renumbered(place))
     return build.program()
 
 

@@ -110,7 +110,7 @@ def fill_mixes(program: Program, plans: Iterable[FillPlan]) -> Program:
         elif isinstance(op, Add):
             place[number] = build.add([place[arg] for arg in op.args if arg in place])
         elif all(arg in place for arg in op.args):
-            place[number] = build.emit(replace(op, args=tuple(place[arg] for arg in op.args)))
+            place[number] = build.emit(op.renumbered(place))
     return build.program()
 
 

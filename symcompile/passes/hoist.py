@@ -26,7 +26,7 @@ def mix_before_spread(program: Program) -> Program:
                 value = build.emit(replace(step, args=(value,)))
             place.append(value)
         else:
-            place.append(build.emit(replace(op, args=tuple(place[arg] for arg in op.args))))
+            place.append(build.emit(op.renumbered(place)))
     return build.program()
 
 

@@ -89,7 +89,7 @@ def form_mixes(program: Program, plans: Iterable[MixPlan]) -> Program:
         elif number in apart:
             place.append(apart[number])
         else:
-            place.append(build.emit(replace(op, args=tuple(place[arg] for arg in op.args))))
+            place.append(build.emit(op.renumbered(place)))
     return build.program()
 
 

@@ -7,7 +7,7 @@ by diagonals, reductions and transposes alone) comes from the one the plan says.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from symcompile.diagrams import HalfDiagram
 from symcompile.diagrams.half import canonical_half
@@ -41,7 +41,7 @@ def share_reductions(program: Program, plans: Mapping[int, Parents]) -> Program:
     place: list[int] = []
     for number, op in enumerate(program.ops):
         if number not in features:
-            place.append(build.emit(replace(op, args=tuple(place[arg] for arg in op.args))))
+            place.append(build.emit(op.renumbered(place)))
             continue
         feature = features[number]
         # Values on the way to a feature need no place of their own in the plan.

@@ -42,11 +42,7 @@ def plan_schedule(program: Program, objective: Objective) -> Schedule:
 def reorder(program: Program, order: Sequence[int]) -> Program:
     """The program with its ops in `order`."""
     place = {old: new for new, old in enumerate(order)}
-    ops = tuple(
-        replace(program.ops[old], args=tuple(place[arg] for arg in program.ops[old].args))
-        for old in order
-    )
-    return replace(program, ops=ops)
+    return replace(program, ops=tuple([program.ops[old].renumbered(place) for old in order]))
 
 
 def _depth_first(program: Program) -> tuple[int, ...]:

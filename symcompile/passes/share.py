@@ -6,8 +6,6 @@ nobody reads. This is what a compiler such as XLA reaches from the reference pro
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from symcompile.ir import Builder, Program
 
 __all__ = ["share_equal"]
@@ -18,5 +16,5 @@ def share_equal(program: Program) -> Program:
     build = Builder(program)
     place: list[int] = []
     for op in program.ops:
-        place.append(build.emit(replace(op, args=tuple(place[arg] for arg in op.args))))
+        place.append(build.emit(op.renumbered(place)))
     return build.program()

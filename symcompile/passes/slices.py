@@ -9,7 +9,6 @@ tensor. That spares launches, not always bytes: a slice that becomes an output i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from symcompile.cost.objective import Objective
 from symcompile.ir import (
@@ -19,7 +18,6 @@ from symcompile.ir import (
     Program,
     Slice,
     Type,
-    lazy_axes,
     ownership,
     readers_of,
     types_of,
@@ -53,7 +51,7 @@ def add_before_slice(program: Program, plans: Iterable[WholePlan]) -> Program:
     place: list[int] = []
     for op in program.ops:
         if not isinstance(op, Add):
-            place.append(build.emit(replace(op, args=tuple(place[arg] for arg in op.args))))
+            place.append(build.emit(op.renumbered(place)))
             continue
         terms = []
         for arg in op.args:
@@ -95,7 +93,7 @@ def _alike(
     program: Program, types: Sequence[Type], readers: Sequence[Sequence[int]]
 ) -> list[tuple[int, ...]]:
     """Values without index axes all of whose slices are added pair by pair."""
-    parted = ownership(program, types, lazy_axes(program)).parted  # they are made in slices
+    parted = ownership(program).parted  # they are made in slices
     found: dict[object, list[int]] = {}
     for number, parts in enumerate(readers):
         if types[number].labels or number in parted:

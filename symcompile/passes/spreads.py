@@ -8,7 +8,7 @@ up to the output: the mirror image of `reductions`, planned by the same search.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from symcompile.diagrams import HalfDiagram
 from symcompile.diagrams.half import canonical_half
@@ -38,7 +38,7 @@ def sum_before_spread(program: Program, plans: Mapping[int, Parents]) -> Program
         if isinstance(op, Output):
             place.append(_assemble(build, program, op, place, plans[op.tensor]))
         else:
-            place.append(build.emit(replace(op, args=tuple(place[arg] for arg in op.args))))
+            place.append(build.emit(op.renumbered(place)))
     return build.program()
 
 

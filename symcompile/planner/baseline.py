@@ -163,7 +163,7 @@ def torn_inputs(schema: Schema) -> frozenset[int]:
     for number, tensor in enumerate(schema.inputs):
         if tensor.width != tensor.channels:
             alone = Program((Input((), 0),), (tensor,), (), ())
-            (layout,) = layouts_of(alone, [len(tensor.labels)], [frozenset()])
+            (layout,) = layouts_of(alone)
             if not layout.dense:
                 found.add(number)
     return frozenset(found)
