@@ -150,34 +150,44 @@ from symcompile.specs import transformer
 specs = {spec}
 for spec in specs:
     sc.plan(spec, in_channels=1, out_channels=16, **{options})  # imports, caches
-found = []
-for spec in specs:
-    times = []
-    for _ in range({runs}):
+found = [[] for _ in specs]
+for _ in range({runs}):
+    for spec, times in zip(specs, found):
         start = time.process_time()  # other processes are not ours to time
         info = sc.plan(spec, in_channels=1, out_channels=16, **{options})
-        times.append((time.process_time() - start, info.seconds))
-    found.append([min(whole for whole, _ in times), min(own for _, own in times)])
+        whole = time.process_time() - start
+        start = time.process_time()
+        for number in range(2_000_000):
+            number += number
+        pace = min(1.0, {adding} / (time.process_time() - start))
+        times.append((whole * pace, info.seconds * pace))
 print(json.dumps(found))
 """
 
+ADDING = 0.1
+"""Seconds in which the cores that bounds are meant for add two million numbers in Python."""
+
 
 def planned(specs, runs=5, **options):
-    """(processor seconds of sc.plan, seconds the report states) per spec, the best of some runs."""
-    return in_a_fresh_process(PLAN.format(spec=specs, runs=runs, options=options))
+    """Per spec and run, (processor seconds of sc.plan, seconds the report states).
+
+    On a slow core they are scaled to what they would be on one that adds up numbers in `ADDING`.
+    """
+    return in_a_fresh_process(PLAN.format(spec=specs, runs=runs, adding=ADDING, options=options))
 
 
 @pytest.mark.parametrize("spec", ["transformer(12).spec", '{"w": (0, 0, 0, 0)}'])
 @pytest.mark.parametrize("optimize", ["greedy", "auto"])
 def test_planning_takes_at_most_a_second(spec, optimize):
-    ((whole, stated),) = planned(f"[{spec}]", optimize=optimize)
+    (times,) = planned(f"[{spec}]", optimize=optimize)
+    whole, stated = map(statistics.median, zip(*times, strict=True))
     print(f"\nplanning {spec}: {whole:.2f} s, of which the passes {stated:.2f} s")
     assert stated > 0
     assert whole <= 1.0
 
 
 def test_planning_a_tensor_of_order_five_takes_at_most_ten_seconds():
-    ((whole, stated),) = planned('[{"w": (0, 0, 0, 0, 0)}]', runs=1)
+    (((whole, stated),),) = planned('[{"w": (0, 0, 0, 0, 0)}]', runs=1)
     print(f"\nplanning order five: {whole:.2f} s, of which the passes {stated:.2f} s")
     assert stated > 0
     assert whole <= 10.0
@@ -186,6 +196,30 @@ def test_planning_a_tensor_of_order_five_takes_at_most_ten_seconds():
 
 def test_planning_grows_no_faster_than_the_number_of_tensors_to_the_power_of_one_and_a_fifth():
     tensors = [len(compile_spec(transformer(n).spec, **CHANNELS).program.inputs) for n in (3, 12)]
-    (small, _), (large, _) = planned("[transformer(3).spec, transformer(12).spec]", runs=7)
-    print(f"\nplanning 3 and 12 blocks: {small:.3f} s, {large:.3f} s; {tensors} tensors")
-    assert large <= small * (tensors[1] / tensors[0]) ** 1.2
+    runs = zip(*planned("[transformer(3).spec, transformer(12).spec]", runs=7), strict=True)
+    ratio = statistics.median(large / small for (small, _), (large, _) in runs)
+    print(f"\nplanning 12 blocks instead of 3: {ratio:.1f} times as long; {tensors} tensors")
+    assert ratio <= (tensors[1] / tensors[0]) ** 1.2
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_emission_grows_no_faster_than_the_number_of_tensors_to_the_power_of_one_and_a_fifth(
+    backend,
+):
+    emit = get_backend(backend).emit
+    compiled = [compile_spec(transformer(n).spec, **CHANNELS) for n in (3, 12)]
+    tensors = [len(one.program.inputs) for one in compiled]
+    ratios = []
+    for _ in range(7):
+        small, large = (emission_seconds(emit, one) for one in compiled)
+        ratios.append(large / small)
+    ratio = statistics.median(ratios)
+    print(f"\nemitting 12 blocks instead of 3, {backend}: {ratio:.1f} times as long")
+    assert ratio <= (tensors[1] / tensors[0]) ** 1.2
+
+
+def emission_seconds(emit, compiled):
+    """Of the processor; other processes are not ours to time."""
+    start = time.process_time()
+    emit(compiled)
+    return time.process_time() - start

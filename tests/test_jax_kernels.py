@@ -42,9 +42,18 @@ def draw(rng: np.random.Generator, *shape: int) -> Array:
 
 
 def exact(compute, *args):  # type: ignore[no-untyped-def]
-    """What a function makes in float64, out of JAX's own ops."""
+    """What a function makes in float64, out of JAX's own ops; compiled as one, not op by op."""
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, compute(*(np.asarray(arg, np.float64) for arg in args)))
+        made = jax.jit(lambda *args: compute(*args))(*(np.asarray(arg, float) for arg in args))
+        return jax.tree.map(np.asarray, made)
+
+
+def batched(args, dims):  # type: ignore[no-untyped-def]
+    """A batch of three of some arguments, along any axis."""
+    return [
+        arg if dim is None else jnp.asarray(np.stack([arg, 2 * arg, -arg], dim))
+        for arg, dim in zip(map(np.asarray, args), dims, strict=True)
+    ]
 
 
 def count(compute, *args) -> int:  # type: ignore[no-untyped-def]
@@ -112,11 +121,8 @@ def test_a_batch_of_sums(recipe, seed) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(seed)
     dims = [int(rng.integers(arg.ndim + 1)) if rng.integers(3) else None for arg in args]
     dims[0] = 0
-    stacked = [
-        arg if dim is None else jnp.stack([arg, 2 * arg, -arg], dim)
-        for arg, dim in zip(args, dims, strict=True)
-    ]
-    close(jax.vmap(found, dims)(*stacked), exact(jax.vmap(wanted, dims), *stacked))
+    stacked = batched(args, dims)
+    close(jax.jit(jax.vmap(found, dims))(*stacked), exact(jax.vmap(wanted, dims), *stacked))
 
 
 def test_a_batch_is_an_axis_of_rows() -> None:
@@ -136,20 +142,21 @@ def test_a_batch_is_an_axis_of_rows() -> None:
 @given(st.tuples(*[st.integers(1, 12)] * 3), st.integers(1, 40), st.booleans(), st.integers(0, 9))
 def test_sums_over_two_axes_and_back(sizes, width, mean, seed) -> None:  # type: ignore[no-untyped-def]
     x = draw(np.random.default_rng(seed), *sizes, width)
+
+    def all_of_them(compute, x):  # type: ignore[no-untyped-def]
+        y, pull = jax.vjp(lambda x: compute(x), x)
+        one_only = jax.grad(lambda x: compute(x)[1].sum())(x)
+        batch = jax.vmap(compute, 2)(x[:, :, None])
+        return (y, one_only, batch), pull([jnp.cos(one) for one in y])
+
     for axis in (0, 1):
         found = partial(kernels._sums.bind, axis=axis, mean=mean)
+        values, gradient = jax.jit(partial(all_of_them, found))(x)
         wanted = partial(kernels._plain_sums, axis=axis, mean=mean)
-        all_close(found(x), exact(wanted, x))
-        batch = jax.vmap(found, 2), jax.vmap(wanted, 2)
-        all_close(batch[0](x[:, :, None]), exact(batch[1], x[:, :, None]))
-
-        def pulled(compute, x):  # type: ignore[no-untyped-def]
-            y, pull = jax.vjp(lambda x: compute(x), x)
-            return pull([jnp.cos(one) for one in y])
-
-        all_close(pulled(found, x), exact(partial(pulled, wanted), x), 5e-6)
-        one_only = jax.grad(lambda x, f=found: f(x)[1].sum())(x)
-        close(one_only, exact(jax.grad(lambda x, f=wanted: f(x)[1].sum()), x))
+        oracle = exact(partial(all_of_them, wanted), x)
+        all_close(values, oracle[0])
+        all_close(gradient, oracle[1], 5e-6)
+        all_close(found(x), oracle[0][0])  # and by itself
 
 
 @pytest.mark.parametrize(
@@ -176,7 +183,7 @@ def test_all_gradients_at_once(batch, rows, count, inner, depth, width) -> None:
         batch = [jnp.stack([arg, -arg], 1) for arg in args[:2]]
         return forward, pull(y), again, jax.vmap(compute, (1, 1, None))(*batch, args[2])
 
-    found_all = derivatives(found, g, x, weight)
+    found_all = jax.jit(partial(derivatives, found))(g, x, weight)
     all_close(found_all, exact(partial(derivatives, wanted), g, x, weight), 2e-5)
 
 
@@ -783,15 +790,17 @@ def test_a_layer_by_kernels_is_the_layer(name, channels, monkeypatch) -> None:  
         y, pull = jax.vjp(layer.apply, params, x)
         return y, pull(jax.tree.map(jnp.cos, y))
 
-    text = jax.jit(pulled).lower(params, inputs).as_text()
+    program = jax.jit(pulled).lower(params, inputs)
+    text = program.as_text()
     assert "@symcompile_linear_sum_" in text
     assert "@symcompile_sums_" in text
     assert "@symcompile_outer_" in text or "@symcompile_back_" in text
-    found = jax.jit(pulled)(params, inputs)
+    found = program.compile()(params, inputs)
     with jax.enable_x64(True):
-        doubles = jax.tree.map(lambda value: value.astype(jnp.float64), (params, inputs))
-        assert "@symcompile" not in jax.jit(pulled).lower(*doubles).as_text()
-        wanted = jax.jit(pulled)(*doubles)
+        doubles = jax.tree.map(partial(np.asarray, dtype=float), (params, inputs))
+        program = jax.jit(pulled).lower(*doubles)
+        assert "@symcompile" not in program.as_text()
+        wanted = program.compile()(*doubles)
     all_close(found[0], wanted[0])
     all_close(found[1], wanted[1], 1e-5)
 

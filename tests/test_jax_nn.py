@@ -28,19 +28,12 @@ from symcompile_jax import nn
 from symcompile_jax.functional import pooling
 from tests.backend_cases import CUBE, MLP, SIZES, SPEC, inputs
 
+pytestmark = pytest.mark.usefixtures("quick_xla")  # `test_jax.py` leaves the optimizer on
+
 GRAPH = {"edges": ("a", "a"), "nodes": ("a",), "graph": ()}
 FIXED = {"w": (sc.Fixed(3), "b"), "out": (sc.Fixed(2),)}
 SPECS = {"mlp": MLP, "graph": GRAPH, "order 3": CUBE, "composite": SPEC, "fixed": FIXED}
 CHANNELS = 4
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly() -> Iterator[None]:
-    """Without XLA's optimizer, which would take most of the time; `test_jax.py` leaves it on."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import symcompile as sc
 from symcompile_jax import handlers, kernels, products
-from tests.test_jax_kernels import all_close, close, count, draw, exact, gradients
+from tests.test_jax_kernels import all_close, batched, close, count, draw, exact, gradients
 
 pytestmark = pytest.mark.skipif(not kernels.AVAILABLE, reason="the kernels were not compiled here")
 
@@ -145,11 +145,8 @@ def test_a_batch_of_products(made_of, case, seed) -> None:  # type: ignore[no-un
     rng = np.random.default_rng(seed)
     dims = [int(rng.integers(arg.ndim + 1)) if rng.integers(3) else None for arg in args]
     dims[int(rng.integers(len(args)))] = 0
-    stacked = [
-        arg if dim is None else jnp.stack([arg, 2 * arg, -arg], dim)
-        for arg, dim in zip(args, dims, strict=True)
-    ]
-    all_close(jax.vmap(found, dims)(*stacked), exact(jax.vmap(wanted, dims), *stacked))
+    stacked = batched(args, dims)
+    all_close(jax.jit(jax.vmap(found, dims))(*stacked), exact(jax.vmap(wanted, dims), *stacked))
 
 
 def test_a_batch_of_parts_is_an_axis_of_rows() -> None:
@@ -421,15 +418,16 @@ def test_a_layer_makes_outputs_as_they_are_stored(channels, stored) -> None:  # 
     found = [call for call in calls(layer.apply, params, x) if "mixed" in call]
     assert len(found) == (channels > 4)  # else parts are put together: they are short
     all_close(jax.jit(layer.apply)(params, x), wanted, 5e-6)
-    each = jax.vmap(layer.apply, (None, 0))(params, x)
+    each = jax.jit(jax.vmap(layer.apply, (None, 0)))(params, x)
     all_close(each, wanted, 5e-6)
 
     def loss(how, *args):  # type: ignore[no-untyped-def]
         return sum((one**2).sum() for one in jax.tree.leaves(how(*args)))
 
-    found = jax.grad(partial(loss, layer.apply), (0, 1))(params, x)
+    gradients = jax.jit(jax.grad(partial(loss, layer.apply), (0, 1)))
+    found = gradients(params, x)
     wide = (jax.tree.map(partial(np.asarray, dtype=float), one) for one in (params, x))
     with jax.enable_x64(True):
-        plain = jax.tree.map(np.asarray, jax.grad(partial(loss, layer.apply), (0, 1))(*wide))
+        plain = jax.tree.map(np.asarray, gradients(*wide))
     scale = max(np.abs(one).max() for one in jax.tree.leaves(plain))
     all_close(*(jax.tree.map(lambda one: np.asarray(one) / scale, one) for one in (found, plain)))

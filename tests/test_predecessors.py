@@ -17,6 +17,8 @@ import symcompile as sc
 from symcompile.check.draw import dtype_of, tolerance_of
 from symcompile.codegen import get_backend
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 BACKENDS = ["numpy", "torch", "jax"]
 
 REPEATED = [

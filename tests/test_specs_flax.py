@@ -19,6 +19,8 @@ pytest.importorskip("flax")
 
 from tests import flax_networks as nets  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 NORMS = [None, "batch", "layer"]
 WIDTHS = (4, 6, 5, 3)
 
@@ -78,7 +80,7 @@ def call(module: Any) -> Any:
 def test_the_spec_is_a_symmetry_of_the_network_and_names_all_its_tensors(name: str) -> None:
     network, make, shape = CASES[name]
     module, x = make(), inputs(shape)
-    made = jax.tree.map(np.shape, module.init(jax.random.key(0), x))
+    made = jax.tree.map(np.shape, jax.eval_shape(module.init, jax.random.key(0), x))
     assert made == variables(network.shapes)
     params = jax.tree.map(jax.numpy.asarray, nets.drawn(network.shapes))
     report = sc.check_symmetry(call(module), params, network.spec, x)
@@ -99,7 +101,7 @@ ENDS = {"in_spec": {"tokens": ("vocab",), "positions": ("positions",)}, "out_spe
 
 def test_the_transformer_is_symmetric_with_its_vocabulary() -> None:
     network, module, ids = transformer()
-    made = jax.tree.map(np.shape, module.init(jax.random.key(0), ids))
+    made = jax.tree.map(np.shape, jax.eval_shape(module.init, jax.random.key(0), ids))
     assert made == {"params": network.shapes}
     params = nets.drawn(network.shapes)
     report = sc.check_symmetry(call(module), params, network.spec, ids, **ENDS)

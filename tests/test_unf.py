@@ -24,6 +24,8 @@ from symcompile_jax import unf
 from symcompile_jax.unf import BatchUNFLayer, UNFLayer, UNFSequential, nf_relu
 from tests.backend_cases import MLP, inputs
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 KEY = jax.random.key(0)
 
 REPEATED = [
