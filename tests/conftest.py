@@ -52,7 +52,10 @@ def nothing_old_is_looked_through() -> None:
 
 @pytest.fixture(scope="module")
 def quick_xla() -> Iterator[None]:
-    """XLA compiles without its optimizer, in half the time: for tests of many small programs."""
+    """XLA compiles without its optimizer, in half the time: for tests of many small programs.
+
+    What JAX compiled op by op it goes on using, in other modules too: these take it as it is.
+    """
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")

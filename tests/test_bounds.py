@@ -1,7 +1,8 @@
 """The bounds of time and size that a user feels: a transformer, a tensor of order four, an import.
 
-The one thing to know: times are the best of a few runs, so that a busy machine is not mistaken for
-slow code; the bounds themselves are those promised, not those measured.
+The one thing to know: times are the best of a few runs, or their median at the pace of the core, so
+that a busy or an old machine is not mistaken for slow code; the bounds themselves are those
+promised, not those measured.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ for _ in range({runs}):
         start = time.process_time()
         for number in range(2_000_000):
             number += number
-        pace = min(1.0, {adding} / (time.process_time() - start))
+        pace = max(0.2, min(1.0, {adding} / (time.process_time() - start)))
         times.append((whole * pace, info.seconds * pace))
 print(json.dumps(found))
 """
@@ -171,7 +172,8 @@ ADDING = 0.1
 def planned(specs, runs=5, **options):
     """Per spec and run, (processor seconds of sc.plan, seconds the report states).
 
-    On a slow core they are scaled to what they would be on one that adds up numbers in `ADDING`.
+    On a slow core they are scaled to what they would be on one that adds up numbers in `ADDING`,
+    but no more than to a fifth.
     """
     return in_a_fresh_process(PLAN.format(spec=specs, runs=runs, adding=ADDING, options=options))
 
@@ -209,13 +211,10 @@ def test_emission_grows_no_faster_than_the_number_of_tensors_to_the_power_of_one
     emit = get_backend(backend).emit
     compiled = [compile_spec(transformer(n).spec, **CHANNELS) for n in (3, 12)]
     tensors = [len(one.program.inputs) for one in compiled]
-    ratios = []
-    for _ in range(7):
-        small, large = (emission_seconds(emit, one) for one in compiled)
-        ratios.append(large / small)
-    ratio = statistics.median(ratios)
-    print(f"\nemitting 12 blocks instead of 3, {backend}: {ratio:.1f} times as long")
-    assert ratio <= (tensors[1] / tensors[0]) ** 1.2
+    runs = [[emission_seconds(emit, one) for one in compiled] for _ in range(7)]
+    small, large = map(min, zip(*runs, strict=True))
+    print(f"\nemitting 3 and 12 blocks, {backend}: {small:.3f} s, {large:.3f} s")
+    assert large <= small * (tensors[1] / tensors[0]) ** 1.2
 
 
 def emission_seconds(emit, compiled):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from dataclasses import FrozenInstanceError, replace
 
@@ -76,6 +77,16 @@ SOUND = program(
 
 
 # -- types ------------------------------------------------------------------------------------
+
+
+def test_what_is_found_about_a_program_is_found_once_and_not_pickled():
+    sound = replace(SOUND)
+    found = types_of(sound)
+    assert types_of(sound) is found
+    again = pickle.loads(pickle.dumps(sound))
+    assert again == sound
+    assert len(pickle.dumps(sound)) == len(pickle.dumps(replace(sound)))
+    assert types_of(again) == found
 
 
 def test_types_follow_the_ops():

@@ -599,6 +599,13 @@ def test_without_jit_and_in_other_widths() -> None:
         found = wide(args[0])
         assert {value.dtype for value in found} == {jnp.dtype("float32")}
         all_close(found, plain(args[0]), 1e-5)
+    # Batches too.
+    dims = (1, None, 0, None)
+    stacked = batched(args, dims)
+    close(jax.vmap(compute, dims)(*stacked), exact(jax.vmap(wanted, dims), *stacked))
+    x = args[0]
+    means = jax.vmap(partial(kernels._sums.bind, axis=1, mean=True), 2)(x[:, :, None])
+    all_close(means, exact(lambda x: [x.mean(1)[None], x.mean(2)[None]], x))
 
 
 def test_arrays_over_several_devices(tmp_path: Path) -> None:

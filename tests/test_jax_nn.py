@@ -39,9 +39,10 @@ CHANNELS = 4
 @pytest.fixture
 def _optimized() -> Iterator[None]:
     """With XLA's optimizer after all, as users compile."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 # In: a spec. Out: a module from trees with CHANNELS channels to trees.

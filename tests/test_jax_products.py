@@ -333,6 +333,11 @@ def test_without_jit_and_in_other_widths() -> None:
         found = pulled(compute, *args)
         assert {value.dtype for value in jax.tree.leaves(found)} == {jnp.dtype("float32")}
         all_close(found, plain, 5e-6)
+    for made_of in (a_product, a_gradient):
+        args, found, wanted = made_of(0, (5, 6), (20, 17), (8, 9), False)
+        dims = (1, *(None for _ in args[1:-1]), 0)
+        stacked = batched(args, dims)
+        all_close(jax.vmap(found, dims)(*stacked), exact(jax.vmap(wanted, dims), *stacked))
 
 
 def test_when_a_kernel_is_the_quickest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,10 +429,10 @@ def test_a_layer_makes_outputs_as_they_are_stored(channels, stored) -> None:  # 
     def loss(how, *args):  # type: ignore[no-untyped-def]
         return sum((one**2).sum() for one in jax.tree.leaves(how(*args)))
 
-    gradients = jax.jit(jax.grad(partial(loss, layer.apply), (0, 1)))
-    found = gradients(params, x)
+    pull = jax.jit(jax.grad(partial(loss, layer.apply), (0, 1)))
+    found = pull(params, x)
     wide = (jax.tree.map(partial(np.asarray, dtype=float), one) for one in (params, x))
     with jax.enable_x64(True):
-        plain = jax.tree.map(np.asarray, gradients(*wide))
+        plain = jax.tree.map(np.asarray, pull(*wide))
     scale = max(np.abs(one).max() for one in jax.tree.leaves(plain))
     all_close(*(jax.tree.map(lambda one: np.asarray(one) / scale, one) for one in (found, plain)))

@@ -38,10 +38,6 @@ SPECS = [
 OPTIONS = [{}, {"bias": False}, {"optimize": False}, {"optimize": False, "bias": False}]
 
 
-def owners(program):
-    return ownership(program)
-
-
 def test_mixes_of_many_channels_that_are_sliced_are_in_parts():
     """Their inputs are joined to the channels by them; one that something else reads is not."""
     fixed, few = {"k": (sc.Fixed(40), "a"), "b": ("a",)}, {"k": (sc.Fixed(4), "a"), "b": ("a",)}
@@ -52,7 +48,7 @@ def test_mixes_of_many_channels_that_are_sliced_are_in_parts():
         program = sc.compile(
             spec, in_channels=16, out_channels=16, optimize="auto"
         ).compiled.program
-        found = owners(program)
+        found = ownership(program)
         assert {program.ops[k].weight for k in found.parted} == expected
         assert {program.inputs[program.ops[k].tensor].path[-1] for k in found.apart} == apart
 
@@ -71,7 +67,7 @@ def test_inputs_whose_channels_sums_alone_join(spec, apart):
     sizes = dict.fromkeys(parse_spec(spec).labels, 6)
     layer = sc.compile(spec, sizes=sizes, in_channels=4, out_channels=4)
     program = layer.compiled.program
-    found = owners(program).apart
+    found = ownership(program).apart
     assert {program.inputs[program.ops[k].tensor].path[-1] for k in found} == apart
 
 
@@ -164,7 +160,7 @@ def built(spec, out_spec=None, **options):
 @pytest.mark.parametrize(("spec", "out_spec"), SPECS, ids=str)
 def test_claims_are_true_of_the_running_code(spec, out_spec, options):
     layer, x = built(spec, out_spec, **options)
-    assert false_claims(owners(layer.compiled.program), layer, x) == []
+    assert false_claims(ownership(layer.compiled.program), layer, x) == []
 
 
 @settings(max_examples=60)
@@ -173,7 +169,7 @@ def test_claims_are_true_of_random_layers(case, optimize):
     layer = sc.compile(case.spec, case.out_spec, optimize=optimize, dtype="float64", **case.options)
     leaves = [torch.from_numpy(leaf) for leaf in case.inputs(np.random.default_rng(0), (2,))]
     x = unflatten(case.source, leaves)
-    assert false_claims(owners(layer.compiled.program), layer, x) == []
+    assert false_claims(ownership(layer.compiled.program), layer, x) == []
 
 
 # -- by hand ----------------------------------------------------------------------------------
@@ -210,7 +206,7 @@ def by_hand(text, name="EquivariantLinear"):
 
 
 def facts(text):
-    return owners(parse_program(text))
+    return ownership(parse_program(text))
 
 
 def test_a_sum_is_added_to_in_place_if_nothing_else_reads_it():
@@ -261,7 +257,7 @@ v4 = output(v2, tensor=1)
 
 def test_a_mix_that_is_accumulated_into_is_within_its_sum_with_its_stack():
     program = sc.compile({"w": (0, 0)}, in_channels=2, out_channels=3).compiled.program
-    found = owners(program)
+    found = ownership(program)
     ((total, made),) = [(k, made) for k, made in found.sums.items() if made.accumulation]
     base = made.accumulation.base
     stack = program.ops[base].args[0]
@@ -277,7 +273,7 @@ def test_a_mix_that_is_accumulated_into_is_within_its_sum_with_its_stack():
 def test_claims_that_are_not_so_are_found():
     layer, x = built(CUBE)
     program = layer.compiled.program
-    owned = owners(program)
+    owned = ownership(program)
     made = next(number for number in owned.sums if number not in owned.shared)
     for field, complaint in [
         ({"shared": owned.shared | {made}}, f"%{made} is not shared"),
@@ -288,16 +284,16 @@ def test_claims_that_are_not_so_are_found():
 
 
 def test_code_written_by_a_wrong_analysis_is_found(monkeypatch):
-    def nothing_is_shared(*args):
-        return replace(ownership(*args), shared=frozenset())
+    def nothing_is_shared(program):
+        return replace(ownership(program), shared=frozenset())
 
     # So many features that reading them twice costs more than copying slices of one product.
     spec = {f"x{k}": (0,) for k in range(12)}, {"y": (), "z": ()}
     layer, x = built(*spec, bias=False, minimize="bytes")
-    assert false_claims(owners(layer.compiled.program), layer, x) == []
+    assert false_claims(ownership(layer.compiled.program), layer, x) == []
     monkeypatch.setattr(writer, "ownership", nothing_is_shared)
     layer, x = built(*spec, bias=False, minimize="bytes", name="Other")
-    assert false_claims(owners(layer.compiled.program), layer, x) == ["outputs share memory"]
+    assert false_claims(ownership(layer.compiled.program), layer, x) == ["outputs share memory"]
 
 
 @pytest.mark.parametrize("text", [CHAIN, READ_LATER], ids=["in place", "anew"])
@@ -315,7 +311,7 @@ def test_code_that_writes_over_what_is_read_later_is_found(monkeypatch):
     monkeypatch.setattr(
         writer,
         "ownership",
-        lambda one, *args: planted if one.ops == program.ops else right_of(one, *args),
+        lambda one: planted if one.ops == program.ops else right_of(one),
     )
     complaints = false_claims(right, *by_hand(READ_LATER, "Other"))
     assert "%6 is written over %4, which is read later" in complaints

@@ -2,7 +2,7 @@
 
 In: counts of entries of values. Out: sums and multiples of them, evaluated or handed to sympy. A
 few lines of our own because a plan adds up thousands of monomials: sympy takes a second for what a
-Counter does in a millisecond.
+dict does in a millisecond.
 """
 
 from __future__ import annotations

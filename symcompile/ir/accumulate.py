@@ -49,7 +49,7 @@ class Accumulation:
 
 
 @fact
-def accumulations(program: Program) -> dict[int, Accumulation]:
+def accumulations(program: Program) -> Mapping[int, Accumulation]:
     """By number of the sum, for large ones; none unless the program is `in_place`."""
     return accumulated(
         program, types_of(program), lazy_axes(program), readers_of(program), sources_of(program)

@@ -13,13 +13,13 @@ __all__ = ["by_level", "levels_of"]
 
 
 @fact
-def levels_of(program: Program) -> list[int]:
+def levels_of(program: Program) -> tuple[int, ...]:
     """The most mixes on a way from an input to the op, itself not counted."""
     levels: list[int] = []
     for op in program.ops:
         behind = (levels[arg] + isinstance(program.ops[arg], Mix | BatchMix) for arg in op.args)
         levels.append(max(behind, default=0))
-    return levels
+    return tuple(levels)
 
 
 def by_level(program: Program) -> list[int]:

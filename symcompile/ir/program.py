@@ -7,7 +7,7 @@ the op (`verify`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from math import prod
 from typing import Any, TypeVar
@@ -65,6 +65,10 @@ class Program:
     in_place: bool = False
     filled: tuple[Filled, ...] = ()
     _facts: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Facts stay behind: they would make a pickle twice as long.
+        return type(self), tuple(getattr(self, one.name) for one in fields(self) if one.init)
 
     def __str__(self) -> str:
         from symcompile.ir.text import print_program
