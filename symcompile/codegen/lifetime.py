@@ -34,17 +34,16 @@ def free_early(statements: Sequence[str], names: Collection[str], result: str) -
     for number, statement in enumerate(statements):
         for name in _names(statement):
             last[name] = number
-    dead: list[list[str]] = [[] for _ in statements]
+    dead: dict[int, list[str]] = {}
     for name in sorted(last.keys() & set(names) - set(_names(result))):
-        dead[last[name]].append(name)
+        dead.setdefault(last[name], []).append(name)
+    dead.pop(len(statements) - 1, None)
     lines: list[str] = []
     for number, statement in enumerate(statements):
         lines.append(statement)
-        if number < len(statements) - 1:
-            for names_of_line in textwrap.wrap(
-                ", ".join(dead[number]), _LINE, break_long_words=False
-            ):
-                lines.append(f"del {names_of_line.rstrip(',')}")
+        listed = ", ".join(dead.get(number, ()))
+        for names_of_line in textwrap.wrap(listed, _LINE, break_long_words=False):
+            lines.append(f"del {names_of_line.rstrip(',')}")
     return lines
 
 

@@ -51,27 +51,21 @@ class Accumulation:
 @fact
 def accumulations(program: Program) -> Mapping[int, Accumulation]:
     """By number of the sum, for large ones; none unless the program is `in_place`."""
-    return accumulated(
-        program, types_of(program), lazy_axes(program), readers_of(program), sources_of(program)
-    )
+    return accumulated(program, sources_of(program))
 
 
 def accumulated(
-    program: Program,
-    types: Sequence[Type],
-    lazy: Sequence[frozenset[int]],
-    readers: Sequence[tuple[int, ...]],
-    sources: Sequence[int],
-    batched: Container[int] = (),
+    program: Program, sources: Sequence[int], batched: Container[int] = ()
 ) -> dict[int, Accumulation]:
-    """`accumulations`, for those who know more about the program already.
+    """The same once some mixes are computed at once with others.
 
     Args:
-        types, lazy, readers, sources: of every value.
-        batched: mixes that have no product of their own, as they are to be computed at once.
+        sources: of every value, see `sources_of`.
+        batched: the mixes: they have no product of their own.
     """
     if not program.in_place:
         return {}
+    types, lazy, readers = types_of(program), lazy_axes(program), readers_of(program)
     shapes, is_large = program.matrices, large_sums(program)
 
     def is_base(arg: int, total: int) -> bool:

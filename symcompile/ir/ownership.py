@@ -106,7 +106,7 @@ def ownership_once(program: Program, batched: Mapping[int, int]) -> Ownership:
     ops, readers = program.ops, readers_of(program)
     types, lazy = types_of(program), lazy_axes(program)
     sources = sources_of(program, batched)
-    in_place = accumulated(program, types, lazy, readers, sources, batched)
+    in_place = accumulated(program, sources, batched)
     fresh: set[int] = set()  # new arrays that nothing else refers to, made by sums and embeddings
     shared: set[int] = set()
     unmade: set[int] = set()

@@ -64,7 +64,7 @@ class Program:
     reduce: str = "mean"
     in_place: bool = False
     filled: tuple[Filled, ...] = ()
-    _facts: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _facts: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Facts stay behind: they would make a pickle twice as long.
@@ -96,13 +96,12 @@ def fact(find: Callable[[Program], _Fact]) -> Callable[[Program], _Fact]:
 
     It goes to all who ask, so it is not to be changed.
     """
-    name = f"{find.__module__}.{find.__qualname__}"
 
     @wraps(find)
     def known(program: Program) -> _Fact:
-        if name not in program._facts:
-            program._facts[name] = find(program)
-        found: _Fact = program._facts[name]
+        if find not in program._facts:
+            program._facts[find] = find(program)
+        found: _Fact = program._facts[find]
         return found
 
     return known
