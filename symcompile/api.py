@@ -10,27 +10,28 @@ import builtins
 import keyword
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 from symcompile.codegen import Compiled, get_backend
 from symcompile.cost import PRESETS, Machine
 from symcompile.cost.objective import Objective
-from symcompile.diagrams import basis_size
+from symcompile.diagrams import Signature, basis_size
 from symcompile.errors import BasisTooLargeError, OptionError, PlanError
 from symcompile.files import write_atomically
 from symcompile.ir import Tensor
 from symcompile.lower import lower_factored, lower_reference
-from symcompile.passes import Optimized
+from symcompile.passes import Optimized, verifies
 from symcompile.passes import optimize as run_passes
 from symcompile.planner import PlanInfo, plan_info
 from symcompile.planner.search import get_planner
 from symcompile.spec import PermSpec, bind_specs, parse_spec, require_derivable, resolve_channels
 from symcompile.terms import Predicate, parse_terms, require_terms
-from symcompile.weights import build_schema, init_scales, parse_rank
+from symcompile.weights import INITS, build_schema, init_scales, parse_rank
 
 __all__ = ["BASIS_LIMIT", "compile", "compile_spec", "export", "plan"]
 
@@ -119,7 +120,9 @@ def compile(
 
     Returns:
         the backend's layer: for torch an `nn.Module`, for jax and numpy an object with `init`
-        and `apply`. All have `source`, `plan`, `basis` and `spec`.
+        and `apply`. All have `source`, `plan`, `basis` and `spec`. While a layer is in use, one of
+        the same spec and options shares its plan, and is not planned again (weights are its own),
+        unless `terms`, a planner or kind of machine of one's own, or `keep_stages` is given.
 
     Raises:
         SpecError: the spec is malformed.
@@ -247,65 +250,132 @@ def compile_spec(
     began = perf_counter()
     _choose("bias", bias, (True, False))
     _choose("reduce", reduce, REDUCTIONS)
-    planner = None if optimize is False else get_planner(optimize)
+    if optimize is not False:
+        get_planner(optimize)
     target_machine = _machine(machine)
     _check_limit(memory_limit)
     Objective(minimize)  # refuses an unknown one before any work
     dtype = _dtype_name(dtype)
+    _choose("init", init, INITS)
     _check_name(name)
     source, target = _bound(spec, out_spec, shapes, out_shapes, sizes)
     inputs = _tensors(source, in_channels, "in_channels")
     outputs = _tensors(target, out_channels, "out_channels")
-    known = dict(source.sizes)
-    keep, ranks = parse_terms(terms), parse_rank(rank)
-    _refuse_large(inputs, outputs, known, max_basis)
-    schema = build_schema(inputs, outputs, known, bias=bias, keep=keep, rank=ranks)
-    if keep is not None:
+    ranks = parse_rank(rank)
+    request = _Request(
+        source,
+        target,
+        inputs,
+        outputs,
+        optimize,
+        minimize,
+        target_machine,
+        memory_limit,
+        parse_terms(terms),
+        tuple(ranks.items()) if isinstance(ranks, Mapping) else ranks,
+        bias,
+        reduce,
+        init,
+        dtype,
+        name,
+        bool(keep_stages),
+    )
+    _refuse_large(request, max_basis)
+    if not request.repeats:
+        return _compiled(request, began)
+    compiled = _IN_USE.get(request)
+    if compiled is None:
+        compiled = _IN_USE[request] = _compiled(request, began)
+    return compiled
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """All that a layer follows from, checked; names as in `compile`."""
+
+    source: PermSpec
+    target: PermSpec
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    optimize: Any
+    minimize: str
+    machine: Machine
+    memory_limit: int | None
+    keep: Predicate | None
+    ranks: tuple[tuple[Signature, int], ...] | int | None
+    bias: bool
+    reduce: str
+    init: str
+    dtype: str | None
+    name: str
+    keep_stages: bool
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it makes the same layer every time: users' own parts may answer otherwise."""
+        own = self.keep is not None or type(self.machine) is not Machine
+        own = own or not (self.optimize is False or isinstance(self.optimize, str))
+        return not (own or self.keep_stages or verifies())
+
+
+_IN_USE: WeakValueDictionary[_Request, Compiled] = WeakValueDictionary()
+"""Layers that somebody holds: a network with equal layers plans them once."""
+
+
+def _compiled(request: _Request, began: float) -> Compiled:
+    """The layer; `began` is when it was asked for."""
+    bias, reduce, limit = request.bias, request.reduce, request.memory_limit
+    ranks = dict(request.ranks) if isinstance(request.ranks, tuple) else request.ranks
+    known = dict(request.source.sizes)
+    schema = build_schema(
+        request.inputs, request.outputs, known, bias=bias, keep=request.keep, rank=ranks
+    )
+    if request.keep is not None:
         require_terms(schema)
-    objective = Objective(minimize, schema.sizes, target_machine, ITEMSIZE[dtype or "float32"])
-    scales = init_scales(schema, init, reduce)
-    searched = 0.0
-    if planner is None:
+    itemsize = ITEMSIZE[request.dtype or "float32"]
+    objective = Objective(request.minimize, schema.sizes, request.machine, itemsize)
+    scales = init_scales(schema, request.init, reduce)
+    optimize, searched = request.optimize, 0.0
+    if optimize is False:
         lowered = lower_reference(schema, reduce)
         done = Optimized((("lowered", lowered),), (), ())
     else:
         lowered = lower_factored(schema, reduce)
         start = perf_counter()
-        done = run_passes(lowered, planner, objective, memory_limit)
+        done = run_passes(lowered, get_planner(optimize), objective, limit)
         searched = perf_counter() - start
-    program = done.program
     decisions = (*done.reductions, *done.spreads)
     how = optimize if isinstance(optimize, str) else type(optimize).__name__
     report = plan_info(
         schema,
-        "off" if planner is None else how,
-        replace(objective, minimize=done.minimize or minimize),
-        program,
+        "off" if optimize is False else how,
+        replace(objective, minimize=done.minimize or request.minimize),
+        done.program,
         decisions,
         done.fills,
         done.mixes,
         done.wholes,
         done.batches,
         done.schedule,
-        asked=minimize,
+        asked=request.minimize,
     )
-    if planner is None and memory_limit is not None and report.planned.peak > memory_limit:
+    if optimize is False and limit is not None and report.planned.peak > limit:
         raise PlanError(
-            f"memory_limit={memory_limit:,} bytes cannot be met by the reference "
+            f"memory_limit={limit:,} bytes cannot be met by the reference "
             f"(optimize=False): its peak is {report.planned.peak:,} bytes for one example, inputs "
             "and outputs included; raise the limit, or let the planner share work"
         )
     report = replace(report, search_seconds=searched, seconds=perf_counter() - began)
     return Compiled(
-        spec=source,
-        out_spec=target,
+        spec=request.source,
+        out_spec=request.target,
         schema=schema,
-        program=program,
+        program=done.program,
         scales=scales,
         plan=report,
-        dtype=dtype,
-        name=name,
-        stages=done.stages if keep_stages else (),
+        dtype=request.dtype,
+        name=request.name,
+        stages=done.stages if request.keep_stages else (),
     )
 
 
@@ -347,15 +417,13 @@ def _tensors(spec: PermSpec, channels: Any, what: str) -> tuple[Tensor, ...]:
     )
 
 
-def _refuse_large(
-    inputs: tuple[Tensor, ...],
-    outputs: tuple[Tensor, ...],
-    sizes: Mapping[Any, int],
-    limit: int,
-) -> None:
+def _refuse_large(request: _Request, limit: int) -> None:
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
         raise OptionError(f"max_basis={limit!r:.80}: expected a positive int")
-    count = basis_size([t.labels for t in outputs], [t.labels for t in inputs], sizes)
+    outputs, inputs = (
+        [tensor.labels for tensor in tensors] for tensors in (request.outputs, request.inputs)
+    )
+    count = basis_size(outputs, inputs, dict(request.source.sizes))
     if count > limit:
         raise BasisTooLargeError(
             f"the basis has {count:,} elements, more than max_basis={limit:,}; nothing was built. "

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
 import os
 import stat
 import time
+import weakref
 
 import numpy as np
 import pytest
 
 import symcompile as sc
+from symcompile import api
 from symcompile.api import BASIS_LIMIT, compile_spec
 from symcompile.diagrams import bell
+from symcompile.planner.search import PLANNERS
 
 SPEC = {"w": (0, 1), "b": (1,)}
 ONE = {"in_channels": 1, "out_channels": 1}
@@ -308,9 +313,89 @@ def test_every_public_name_is_there_and_listed():
 
 
 def test_compiling_is_deterministic():
-    one, other = (compile_spec(SPEC, in_channels=2, out_channels=3) for _ in range(2))
+    options = {"in_channels": 2, "out_channels": 3, "keep_stages": True}
+    one, other = (compile_spec(SPEC, **options) for _ in range(2))
+    assert one is not other
     assert one == other
     assert str(one.program) == str(other.program)
+
+
+# -- layers that are alike --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimize", ["auto", "greedy", False])
+def test_a_layer_like_one_in_use_is_not_planned_again(optimize):
+    one = built(optimize=optimize, rank={(0, 1): 2})
+    assert built(optimize=optimize, rank={(1, 0): 2}).compiled is one.compiled
+    pair = [sc.compile(SPEC, **ONE, optimize=optimize) for _ in range(2)]
+    assert type(pair[0]) is type(pair[1])
+    assert not pair[0].mix_0.equal(pair[1].mix_0), "weights are each layer's own"
+
+
+def test_a_layer_nobody_holds_is_forgotten():
+    one = built().compiled
+    watched = weakref.ref(one)
+    assert built().compiled is watched()
+    del one
+    gc.collect()
+    assert watched() is None
+    assert len(api._IN_USE) == 0
+
+
+class _Slower(sc.Machine):
+    pass
+
+
+OTHERS = {
+    "spec": {"spec": {"w": (0, 1), "b": (0,)}},
+    "order of keys": {"spec": {"b": (1,), "w": (0, 1)}},
+    "out_spec": {"out_spec": {"b": (1,)}},
+    "in_channels": {"in_channels": 2},
+    "out_channels": {"out_channels": 2},
+    "sizes": {"sizes": {0: 3}},
+    "shapes": {"shapes": {"w": (3, 2), "b": (2,)}},
+    "bias": {"bias": False},
+    "reduce": {"reduce": "sum"},
+    "optimize": {"optimize": "greedy"},
+    "minimize": {"minimize": "flops"},
+    "machine": {"machine": "h100"},
+    "memory_limit": {"memory_limit": 10**9},
+    "rank": {"rank": 1},
+    "init": {"init": "unf"},
+    "dtype": {"dtype": "float64"},
+    "name": {"name": "Other"},
+    "terms": {"terms": lambda *_: True},
+    "planner": {"optimize": PLANNERS["auto"]},
+    "kind of machine": {"machine": _Slower("slower", 1e9, 1e12, 1e-6)},
+    "keep_stages": {"keep_stages": True},
+}
+
+
+@pytest.mark.parametrize("option", OTHERS)
+def test_a_layer_that_differs_in_one_option_is_a_layer_of_its_own(option):
+    one = compile_spec(SPEC, **ONE)
+    options = {"spec": SPEC, **ONE, **OTHERS[option]}
+    assert compile_spec(**options) is not one
+    if option in ("terms", "planner", "kind of machine", "keep_stages"):  # asked each time
+        first = compile_spec(**options)
+        assert compile_spec(**options) is not first
+    assert set(OTHERS) >= {*inspect.signature(compile_spec).parameters} - {
+        "out_shapes",
+        "max_basis",
+    }
+
+
+def test_what_verifies_is_planned_again(monkeypatch):
+    one = built()
+    monkeypatch.setenv("SYMCOMPILE_VERIFY", "1")
+    assert built().compiled is not one.compiled
+
+
+def test_a_limit_holds_for_a_layer_in_use_too():
+    one = built()
+    with pytest.raises(sc.BasisTooLargeError):
+        built(max_basis=1)
+    assert built().compiled is one.compiled
 
 
 # -- export -----------------------------------------------------------------------------------
@@ -431,6 +516,7 @@ def test_an_export_error_is_an_os_error():
         ({"bias": "no"}, "bias='no'"),
         ({"bias": None}, "bias=None"),
         ({"reduce": np.array([1, 2])}, "reduce=array"),
+        ({"init": ["unf"]}, "init=['unf']"),
     ],
 )
 def test_options_of_the_wrong_kind_are_named(options, found):

@@ -97,6 +97,20 @@ def test_inputs_take_turns_beyond_what_caches_hold() -> None:
         assert count * 4 * made.entries >= 64 << 20, name
 
 
+def test_cotangents_lie_in_memory_as_outputs_do() -> None:
+    bench = Bench(replace(transformer(1), batch=2), Contestant("torch auto"), SETTING)
+    bench.first()
+    bench.first_train()
+    assert bench.subject.train is not None
+    outputs = bench.subject.train(*bench._next())[0]
+    assert not all(output.is_contiguous() for output in outputs)
+    for cotangent, data in zip(bench.cotangents, bench.inputs, strict=True):
+        for part, same, output in zip(cotangent, data, outputs, strict=True):
+            assert part.stride() == output.stride()
+            assert part.equal(same)
+            assert part.data_ptr() != same.data_ptr(), "it would be in a cache when it is the input"
+
+
 def test_memory_is_given_back_before_others_have_their_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -400,12 +400,14 @@ def test_outputs_are_apart_where_new_arrays_are_dear():
         ("launch", [1.0]),
         ("fresh", -1e-12),
         ("fresh", "x"),
+        ("one_pass", 1),
+        ("name", ["toy"]),
     ],
 )
 def test_a_machine_with_a_senseless_figure_is_refused(field, value):
-    figures = {"bandwidth": 1.0, "flops": 1.0, "launch": 0.0} | {field: value}
+    given = {"name": "bad", "bandwidth": 1.0, "flops": 1.0, "launch": 0.0} | {field: value}
     with pytest.raises(OptionError, match=f"Machine {field}="):
-        Machine("bad", **figures)
+        Machine(**given)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])

@@ -45,6 +45,8 @@ from tests.laws.strategies import Case, cases
 from tests.meter import metered
 from tests.test_peak import measured_peak
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 DEPTH = 3
 CHAIN = {f"layer{k}": {"w": (f"h{k}", f"h{k + 1}"), "b": (f"h{k + 1}",)} for k in range(DEPTH)}
 SIZES = {f"h{k}": 4 + k for k in range(DEPTH + 1)}

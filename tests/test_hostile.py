@@ -28,6 +28,8 @@ from symcompile.api import compile_spec
 from symcompile.codegen import get_backend
 from tests.spec_strategies import HOSTILE, nest, spec_trees
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 BACKENDS = ["torch", "jax"]
 
 CODE = [

@@ -14,52 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax import Array
 
 import symcompile as sc
 from symcompile_jax import kernels
 from symcompile_kernels import build as building
+from tests.jax_laws import QUICK, all_close, batched, close, count, draw, exact, gradients, once
 from tests.kernel_cases import CHANNELS, SIZES, recipes, views
 
 pytestmark = pytest.mark.skipif(not kernels.AVAILABLE, reason="the kernels were not compiled here")
-
-
-def close(found: Array, wanted: Array, within: float = 2e-6) -> None:
-    """Within a few roundings of float32, on the scale of the whole."""
-    assert found.shape == wanted.shape
-    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    if wanted.size:
-        assert np.abs(found - wanted).max() <= within * max(np.abs(wanted).max(), 1.0)
-
-
-def all_close(found, wanted, within: float = 2e-6) -> None:  # type: ignore[no-untyped-def]
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        close(one, other, within)
-
-
-def draw(rng: np.random.Generator, *shape: int) -> Array:
-    return jnp.asarray(rng.standard_normal(shape, np.float32))
-
-
-def exact(compute, *args):  # type: ignore[no-untyped-def]
-    """What a function makes in float64, out of JAX's own ops; compiled as one, not op by op."""
-    with jax.enable_x64(True):
-        made = jax.jit(lambda *args: compute(*args))(*(np.asarray(arg, float) for arg in args))
-        return jax.tree.map(np.asarray, made)
-
-
-def batched(args, dims):  # type: ignore[no-untyped-def]
-    """A batch of three of some arguments, along any axis."""
-    return [
-        arg if dim is None else jnp.asarray(np.stack([arg, 2 * arg, -arg], dim))
-        for arg, dim in zip(map(np.asarray, args), dims, strict=True)
-    ]
-
-
-def count(compute, *args) -> int:  # type: ignore[no-untyped-def]
-    """The calls of kernels in a compiled program."""
-    text = jax.jit(compute).lower(*args).as_text()
-    return text.count("@symcompile_")
 
 
 def a_sum(seed, sizes, depth, width, products, terms):  # type: ignore[no-untyped-def]
@@ -87,30 +49,13 @@ def test_a_sum_is_what_it_says(recipe) -> None:  # type: ignore[no-untyped-def]
     close(found(*args), exact(wanted, *args))
 
 
-def gradients(compute, args):  # type: ignore[no-untyped-def]
-    """Forward, backward, and of a square of the gradients backward again."""
-
-    def loss(args):  # type: ignore[no-untyped-def]
-        y = compute(*args)
-        return (y * jnp.linspace(-1, 1, y.size, dtype=y.dtype).reshape(y.shape)).sum()
-
-    def length(args):  # type: ignore[no-untyped-def]
-        return sum((part**2).sum() for part in jax.grad(loss)(args))
-
-    def all_of_them(args):  # type: ignore[no-untyped-def]
-        tangents = tuple(jnp.ones_like(arg) for arg in args)
-        _, forward = jax.jvp(lambda *args: compute(*args), args, tangents)
-        return forward, jax.grad(loss)(args), jax.grad(length)(args)
-
-    return jax.jit(all_of_them)(tuple(args))
-
-
 @settings(max_examples=25, deadline=None)
 @given(recipes())
 def test_gradients_of_a_sum(recipe) -> None:  # type: ignore[no-untyped-def]
     """Those of the first degree by kernels, those of the second by kernels of kernels."""
     args, found, wanted = both_sums(recipe)
-    all_close(gradients(found, args), exact(lambda *args: gradients(wanted, args), *args), 3e-5)
+    made, oracle = (lambda *args, how=how: gradients(how, args) for how in (found, wanted))
+    all_close(once(made, *args), exact(oracle, *args), 3e-5)
 
 
 @settings(max_examples=25, deadline=None)
@@ -122,7 +67,7 @@ def test_a_batch_of_sums(recipe, seed) -> None:  # type: ignore[no-untyped-def]
     dims = [int(rng.integers(arg.ndim + 1)) if rng.integers(3) else None for arg in args]
     dims[0] = 0
     stacked = batched(args, dims)
-    close(jax.jit(jax.vmap(found, dims))(*stacked), exact(jax.vmap(wanted, dims), *stacked))
+    close(once(jax.vmap(found, dims), *stacked), exact(jax.vmap(wanted, dims), *stacked))
 
 
 def test_a_batch_is_an_axis_of_rows() -> None:
@@ -151,7 +96,7 @@ def test_sums_over_two_axes_and_back(sizes, width, mean, seed) -> None:  # type:
 
     for axis in (0, 1):
         found = partial(kernels._sums.bind, axis=axis, mean=mean)
-        values, gradient = jax.jit(partial(all_of_them, found))(x)
+        values, gradient = once(partial(all_of_them, found), x)
         wanted = partial(kernels._plain_sums, axis=axis, mean=mean)
         oracle = exact(partial(all_of_them, wanted), x)
         all_close(values, oracle[0])
@@ -183,7 +128,7 @@ def test_all_gradients_at_once(batch, rows, count, inner, depth, width) -> None:
         batch = [jnp.stack([arg, -arg], 1) for arg in args[:2]]
         return forward, pull(y), again, jax.vmap(compute, (1, 1, None))(*batch, args[2])
 
-    found_all = jax.jit(partial(derivatives, found))(g, x, weight)
+    found_all = once(partial(derivatives, found), g, x, weight)
     all_close(found_all, exact(partial(derivatives, wanted), g, x, weight), 2e-5)
 
 
@@ -253,7 +198,7 @@ def test_derivatives_of_means_and_a_sum_together(sizes, channels, axis, used, as
     def loss_of(how, *args):  # type: ignore[no-untyped-def]
         return sum((part**2).sum() for part in how(axis, used, *args))
 
-    found = jax.jit(partial(all_of_them, joined))(*args)
+    found = once(partial(all_of_them, joined), *args)
     all_close(found, exact(partial(all_of_them, joined_plainly), *args), 1e-4)
 
 
@@ -807,7 +752,7 @@ def test_a_layer_by_kernels_is_the_layer(name, channels, monkeypatch) -> None:  
         doubles = jax.tree.map(partial(np.asarray, dtype=float), (params, inputs))
         program = jax.jit(pulled).lower(*doubles)
         assert "@symcompile" not in program.as_text()
-        wanted = program.compile()(*doubles)
+        wanted = program.compile(compiler_options=QUICK)(*doubles)
     all_close(found[0], wanted[0])
     all_close(found[1], wanted[1], 1e-5)
 

@@ -723,23 +723,18 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_compilers_with_options_are_run_and_what_is_not_wanted_goes(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Libraries of other sources, and all of them where none are asked for."""
+    (tmp_path / "openmp-avx2-000000000000.so").touch()
     monkeypatch.setenv("CXX", "c++ -DOPTION='a b'")
-    assert building.build(tmp_path)
-    monkeypatch.setenv("SYMCOMPILE_KERNELS", "0")
-    assert building.build(tmp_path) == []
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.usefixtures("quick")
-def test_libraries_of_other_sources_go(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    old = tmp_path / "openmp-avx2-000000000000.so"
-    old.touch()
     made = building.build(tmp_path)
     assert made
     assert sorted(tmp_path.iterdir()) == sorted(made)
     names = {building.library(kind, host=host).name for kind in kinds() for host in building.HOSTS}
     assert {path.name for path in made} <= names
     assert {building.library(kind).name for kind in kinds()} <= {path.name for path in made}
+    monkeypatch.setenv("SYMCOMPILE_KERNELS", "0")
+    assert building.build(tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 def kinds() -> list[str]:

@@ -18,6 +18,8 @@ from symcompile.codegen.pieces import Grid, grids_of
 from symcompile.ir import Mix, Program
 from symcompile.passes.mixes import APART, FORMS, plan_mixes
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 SPEC = {"w": (0, 0)}, {"y": (0, 0), "z": (0, 0)}
 OPTIONS = {"in_channels": 4, "out_channels": 3, "bias": False}
 

@@ -20,6 +20,8 @@ from tests.backend_cases import SPEC, inputs
 from tests.baselines import held_to_programs
 from tests.test_terms import chosen, key, random_weights
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 OPTIONS = {"in_channels": 2, "out_channels": 2}
 
 

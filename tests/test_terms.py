@@ -22,6 +22,8 @@ from symcompile.weights.cover import dense_pieces
 from tests.backend_cases import SPEC, inputs
 from tests.baselines import held_to_programs
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 MLP = {"Dense_0": {"kernel": (0, 1), "bias": (1,)}, "Dense_1": {"kernel": (1, 2), "bias": (2,)}}
 SPECS = {
     "mlp": (MLP, None),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from symcompile.codegen import Compiled, Embedding, Piece, Product, write_parts
+from symcompile.codegen import Compiled, Embedding, Piece, Product, emits, write_parts
 from symcompile.codegen.layout import wrapped
 from symcompile.codegen.template import (
     block,
@@ -311,6 +311,7 @@ _TAKEN = {
 }
 
 
+@emits
 def emit(compiled: Compiled) -> str:
     """The layer's source; the same bytes for the same spec and options."""
     shapes = compiled.program.weights

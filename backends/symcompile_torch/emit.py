@@ -18,6 +18,7 @@ from symcompile.codegen import (
     Piece,
     Product,
     SourceParts,
+    emits,
     write_parts,
 )
 from symcompile.codegen.layout import wrapped
@@ -82,6 +83,7 @@ _TAKEN = {
 }
 
 
+@emits
 def emit(compiled: Compiled) -> str:
     """The layer's source; the same bytes for the same spec and options."""
     program = compiled.program

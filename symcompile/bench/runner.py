@@ -267,8 +267,8 @@ def _job(workload: Workload, contestant: Contestant) -> dict[str, Any]:
 def _fits(workload: Workload, device: str) -> bool:
     """Whether there is memory for one more process, sleeping or not."""
     free = [available(), None if device == "cpu" else free_on_gpu()]
-    # Two inputs, outputs and gradients of all that, and what stands in between.
-    needed = _SPARE + 12 * 4 * workload.entries
+    # Two inputs and cotangents, outputs and gradients of all that, and what stands in between.
+    needed = _SPARE + 14 * 4 * workload.entries
     return all(known is None or known > needed for known in free)
 
 

@@ -80,6 +80,8 @@ class Subject:
         weigh: of "forward" or "train", an input and a cotangent: bytes that the call takes beyond
             these and the weights, where the device or the framework counts them.
         rest: gives memory of the device back, before others have their turn.
+        like: of outputs, and data from `put`: the data, lying in memory as the outputs do. So come
+            gradients of what is made of outputs entry by entry, where the framework has strides.
     """
 
     put: Callable[[Arrays], Any]
@@ -90,6 +92,7 @@ class Subject:
     versions: Mapping[str, str]
     weigh: Callable[[str, Any, Any], int] | None = None
     rest: Callable[[], None] = lambda: None
+    like: Callable[[Any, Any], Any] = lambda outputs, data: data
 
 
 class Build(Protocol):

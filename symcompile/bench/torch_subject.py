@@ -101,6 +101,14 @@ def torch_subject(
         detached = [output.detach() for output in outputs]
         return detached, gradients[: len(x)], gradients[len(x) :]
 
+    def like(outputs: list[torch.Tensor], data: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [
+            tensor
+            if tensor.stride() == output.stride()
+            else torch.empty_like(output, memory_format=torch.preserve_format).copy_(tensor)
+            for output, tensor in zip(outputs, data, strict=True)
+        ]
+
     def weigh(what: str, x: list[torch.Tensor], cotangent: list[torch.Tensor]) -> int:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -118,6 +126,7 @@ def torch_subject(
         {"torch": torch.__version__, **(versions or {})},
         weigh if on_cuda else None,
         torch.cuda.empty_cache if on_cuda else lambda: None,
+        like,
     )
 
 

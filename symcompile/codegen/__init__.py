@@ -1,7 +1,7 @@
 """What every backend shares: the source writer, the loader of generated source, the registry."""
 
 from symcompile.codegen.backend import Backend, backend_names, get_backend
-from symcompile.codegen.compiled import Compiled
+from symcompile.codegen.compiled import Compiled, emits
 from symcompile.codegen.dialect import Batching, Dialect, Embedding, Piece, Product
 from symcompile.codegen.layer import CompiledLayer
 from symcompile.codegen.load import load_module
@@ -20,6 +20,7 @@ __all__ = [
     "SourceParts",
     "Writer",
     "backend_names",
+    "emits",
     "get_backend",
     "load_module",
     "poured_of",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any
 
 from symcompile.ir import Program
@@ -12,7 +12,7 @@ from symcompile.planner import PlanInfo
 from symcompile.spec import PermSpec
 from symcompile.weights import BasisElement, Scale, Schema, basis_elements
 
-__all__ = ["Compiled"]
+__all__ = ["Compiled", "emits"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ class Compiled:
         return self  # frozen to the last part
 
     @cached_property
+    def _sources(self) -> dict[Callable[[Compiled], str], str]:
+        return {}
+
+    @cached_property
     def basis(self) -> tuple[BasisElement, ...]:
         """Every basis element and the weights that are its coefficients."""
         return tuple(basis_elements(self.schema))
@@ -64,3 +68,16 @@ class Compiled:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every weight by name."""
         return dict(self.program.weights)
+
+
+def emits(write: Callable[[Compiled], str]) -> Callable[[Compiled], str]:
+    """A function that writes a layer's source: once for each layer, however many share it."""
+
+    @wraps(write)
+    def known(compiled: Compiled) -> str:
+        sources = compiled._sources
+        if write not in sources:
+            sources[write] = write(compiled)
+        return sources[write]
+
+    return known

@@ -32,7 +32,8 @@ class Machine:
             for GPUs, which have to be asked for; else one for every term.
 
     Raises:
-        OptionError: a figure is no number, or not positive (`launch` and `fresh` may be zero).
+        OptionError: a figure is no number, or not positive (`launch` and `fresh` may be zero), or
+            the name no text.
 
     >>> Machine("toy", bandwidth=1e9, flops=1e12, launch=1e-6).seconds(2e6, 1e6, 3)
     0.002003
@@ -54,6 +55,11 @@ class Machine:
             value = getattr(self, field)
             if not _is_number(value) or not value >= 0:
                 raise OptionError(f"Machine {field}={value!r:.80}: expected zero or more seconds")
+        for field, kind in (("name", str), ("one_pass", bool)):
+            value = getattr(self, field)
+            if not isinstance(value, kind):
+                found = f"{value!r:.80}"
+                raise OptionError(f"Machine {field}={found}: expected a {kind.__name__}")
 
     def seconds(self, bytes: float, flops: float, launches: float, new: float = 0.0) -> float:
         """Time of one kernel, or of several that are all bound by the same resource.

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from symcompile.diagrams import Diagram
 from symcompile.errors import ProgramError
@@ -68,8 +69,7 @@ class Term:
     powers: tuple[tuple[Label, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(NamedTuple):
     """A summand of a value: an input's channels, seen through `joint` and then `slots`."""
 
     input: int
@@ -79,7 +79,10 @@ class _Part:
     powers: tuple[tuple[Label, int], ...] = ()
 
 
-_Segments = list[tuple[int, Counter[_Part]]]
+_Parts = dict[_Part, int]
+"""Summands, and how often each is added."""
+
+_Segments = list[tuple[int, _Parts]]
 """A value, channel range by channel range: (width, its summands)."""
 
 
@@ -100,9 +103,9 @@ def diagrams_of(program: Program) -> Counter[Term]:
                 kind = types[number]
                 joint = tuple(((axis,), (axis,)) for axis in range(len(kind.labels)))
                 part = _Part(tensor, joint, (0, kind.width))
-                values.append([(kind.width, Counter([part]))])
+                values.append([(kind.width, {part: 1})])
             case Const():
-                values.append([(1, Counter([_Part(BIAS, (), (0, 1))]))])
+                values.append([(1, {_Part(BIAS, (), (0, 1)): 1})])
             case Concat():
                 values.append([segment for arg in args for segment in arg])
             case Add():
@@ -132,47 +135,60 @@ def diagrams_of(program: Program) -> Counter[Term]:
                 for part, count in _whole(args[0]).items():
                     terms[_term(part, tensor, len(types[number].labels))] += count
             case _:
-                labels = types[op.args[0]].labels
-                values.append(
-                    [(width, _mapped(parts, op, labels, program)) for width, parts in args[0]]
-                )
+                values.append(_mapped(args[0], op, types[op.args[0]].labels, program))
     return terms
 
 
 def _mapped(
-    parts: Counter[_Part], op: object, labels: tuple[Label, ...], program: Program
-) -> Counter[_Part]:
-    result: Counter[_Part] = Counter()
-    for part, count in parts.items():
-        blocks = [(set(value), set(into)) for value, into in part.joint]
-        powers = Counter(dict(part.powers))
-        match op:
-            case Diagonal(blocks=groups):
-                for new, group in enumerate(groups):
-                    touched = [block for block in blocks if block[0] & set(group)]
-                    blocks = [block for block in blocks if not block[0] & set(group)]
-                    rest = set().union(*(value for value, _ in touched)) - set(group)
-                    # Results are numbered below zero until all groups are done.
-                    blocks.append((rest | {-1 - new}, set().union(*(into for _, into in touched))))
-                blocks = [({-1 - axis for axis in value}, into) for value, into in blocks]
-            case Reduce(axes=axes):
-                blocks = list(_reduced(blocks, axes, labels, powers, program.reduce))
-            case Transpose(axes=axes):
-                blocks = [({axes.index(axis) for axis in value}, into) for value, into in blocks]
-            case Broadcast(labels=wider, axes=axes):
-                blocks = [({axes[axis] for axis in value}, into) for value, into in blocks]
-                blocks += [({axis}, set()) for axis in range(len(wider)) if axis not in axes]
-            case Embed(blocks=groups):
-                blocks = [
-                    ({new for axis in value for new in groups[axis]}, into)
-                    for value, into in blocks
-                ]
-            case _:
-                raise ProgramError(f"diagrams_of does not know {op}")
-        joint = tuple(sorted((tuple(sorted(v)), tuple(sorted(i))) for v, i in blocks))
-        kept = tuple((label, power) for label, power in powers.items() if power)
-        result[replace(part, joint=joint, powers=kept)] += count
-    return result
+    segments: _Segments, op: object, labels: tuple[Label, ...], program: Program
+) -> _Segments:
+    moved: dict[Joint, tuple[Joint, Counter[Label]]] = {}  # many parts have one joint
+    results: _Segments = []
+    for width, parts in segments:
+        result: _Parts = {}
+        for part, count in parts.items():
+            if part.joint not in moved:
+                moved[part.joint] = _moved(part.joint, op, labels, program)
+            joint, by = moved[part.joint]
+            powers = part.powers
+            if by:
+                total = Counter(dict(powers))
+                total.update(by)
+                powers = tuple([(label, power) for label, power in total.items() if power])
+            _add(result, _Part(part.input, joint, part.channels, part.slots, powers), count)
+        results.append((width, result))
+    return results
+
+
+def _moved(
+    joint: Joint, op: object, labels: tuple[Label, ...], program: Program
+) -> tuple[Joint, Counter[Label]]:
+    """What becomes of the axes of a value, and the powers of sizes that come with it."""
+    blocks = [(set(value), set(into)) for value, into in joint]
+    powers: Counter[Label] = Counter()
+    match op:
+        case Diagonal(blocks=groups):
+            for new, group in enumerate(groups):
+                touched = [block for block in blocks if block[0] & set(group)]
+                blocks = [block for block in blocks if not block[0] & set(group)]
+                rest = set().union(*(value for value, _ in touched)) - set(group)
+                # Results are numbered below zero until all groups are done.
+                blocks.append((rest | {-1 - new}, set().union(*(into for _, into in touched))))
+            blocks = [({-1 - axis for axis in value}, into) for value, into in blocks]
+        case Reduce(axes=axes):
+            blocks = list(_reduced(blocks, axes, labels, powers, program.reduce))
+        case Transpose(axes=axes):
+            blocks = [({axes.index(axis) for axis in value}, into) for value, into in blocks]
+        case Broadcast(labels=wider, axes=axes):
+            blocks = [({axes[axis] for axis in value}, into) for value, into in blocks]
+            blocks += [({axis}, set()) for axis in range(len(wider)) if axis not in axes]
+        case Embed(blocks=groups):
+            blocks = [
+                ({new for axis in value for new in groups[axis]}, into) for value, into in blocks
+            ]
+        case _:
+            raise ProgramError(f"diagrams_of does not know {op}")
+    return tuple(sorted((tuple(sorted(v)), tuple(sorted(i))) for v, i in blocks)), powers
 
 
 def _reduced(
@@ -203,10 +219,10 @@ def _sum(args: Sequence[_Segments]) -> _Segments:
     cuts = sorted({edge for arg in args for edge in _edges(arg)})
     result: _Segments = []
     for start, stop in pairwise(cuts):
-        total: Counter[_Part] = Counter()
+        total: _Parts = {}
         for arg in args:
             for _, parts in _cut(arg, start, stop):
-                total.update(parts)
+                _add_all(total, parts)
         result.append((stop - start, total))
     return result
 
@@ -224,10 +240,10 @@ def _cut(segments: _Segments, start: int, stop: int) -> _Segments:
     begin = 0
     for width, parts in segments:
         low, high = max(start - begin, 0), min(stop - begin, width)
-        if low < high:
-            result.append(
-                (high - low, Counter({_narrow(part, low, high): n for part, n in parts.items()}))
-            )
+        if high - low == width:
+            result.append((width, parts))
+        elif low < high:
+            result.append((high - low, {_narrow(part, low, high): n for part, n in parts.items()}))
         begin += width
     return result
 
@@ -235,17 +251,18 @@ def _cut(segments: _Segments, start: int, stop: int) -> _Segments:
 def _narrow(part: _Part, low: int, high: int) -> _Part:
     if part.slots:
         weight, rows, (first, _) = part.slots[-1]
-        return replace(part, slots=(*part.slots[:-1], (weight, rows, (first + low, first + high))))
+        slot = (weight, rows, (first + low, first + high))
+        return part._replace(slots=(*part.slots[:-1], slot))
     first = part.channels[0]
-    return replace(part, channels=(first + low, first + high))
+    return part._replace(channels=(first + low, first + high))
 
 
 def _mixed(segments: _Segments, weight: str, row: int, cols: tuple[int, int]) -> _Segments:
-    total: Counter[_Part] = Counter()
+    total: _Parts = {}
     for width, parts in segments:
+        slot = (weight, (row, row + width), cols)
         for part, count in parts.items():
-            slot = (weight, (row, row + width), cols)
-            total[replace(part, slots=(*part.slots, slot))] += count
+            _add(total, part._replace(slots=(*part.slots, slot)), count)
         row += width
     return [(cols[1] - cols[0], total)]
 
@@ -257,7 +274,7 @@ def _mixed_by_blocks(
     cuts = sorted({*cols, *(edge for edge in edges if cols[0] < edge < cols[1])})
     result: _Segments = []
     for start, stop in pairwise(cuts):
-        total: Counter[_Part] = Counter()
+        total: _Parts = {}
         for block in matrix.blocks:
             if not block.across[0] <= start < block.across[1]:
                 continue
@@ -269,12 +286,24 @@ def _mixed_by_blocks(
                 low - block.row + block.rows[0],
                 (first, first + stop - start),
             ):
-                total.update(parts)
+                _add_all(total, parts)
         result.append((stop - start, total))
     return result
 
 
-def _whole(segments: _Segments) -> Counter[_Part]:
+def _add(total: _Parts, part: _Part, count: int) -> None:
+    total[part] = total.get(part, 0) + count
+
+
+def _add_all(total: _Parts, parts: _Parts) -> None:
+    if not total:
+        total.update(parts)
+        return
+    for part, count in parts.items():
+        _add(total, part, count)
+
+
+def _whole(segments: _Segments) -> _Parts:
     if len(segments) == 1:
         return segments[0][1]
     raise ProgramError("an output is pieced together along its channels; sum into one mix instead")

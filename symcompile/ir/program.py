@@ -161,9 +161,9 @@ class _IllTyped(Exception):
     pass
 
 
-def _need(condition: bool, message: str) -> None:
+def _need(condition: bool, message: str, *found: object) -> None:
     if not condition:
-        raise _IllTyped(message)
+        raise _IllTyped(message.format(*found))
 
 
 def _is_partition(blocks: Sequence[Sequence[int]], count: int) -> bool:
@@ -180,7 +180,7 @@ def _type_of(
     match op:
         case Input(tensor=tensor):
             _need(not args, "an input has no operands")
-            _need(0 <= tensor < len(program.inputs), f"there is no input {tensor}")
+            _need(0 <= tensor < len(program.inputs), "there is no input {}", tensor)
             return program.inputs[tensor].type
         case Const():
             _need(not args, "a const has no operands")
@@ -197,57 +197,59 @@ def _type_of(
             return Type(args[0].labels, args[0].width, batched)
         case BatchMix(weights=weights):
             return _batch_type(weights, args, dict(program.sizes), shapes)
-    _need(len(args) == 1, f"needs one operand, has {len(args)}")
+    _need(len(args) == 1, "needs one operand, has {}", len(args))
     (arg,) = args
     if isinstance(op, Pick):
         _need(bool(arg.members), "picks from what is no batched mix")
-        _need(0 <= op.member < len(arg.members), f"there is no result {op.member}")
+        _need(0 <= op.member < len(arg.members), "there is no result {}", op.member)
         return Type(arg.members[op.member], arg.width // len(arg.members), arg.batched)
     _need(not arg.members, "only a pick reads a batched mix")
     labels, order = arg.labels, len(arg.labels)
     match op:
         case Diagonal(blocks=blocks):
-            _need(_is_partition(blocks, order), f"blocks do not partition {order} axes")
+            _need(_is_partition(blocks, order), "blocks do not partition {} axes", order)
             for block in blocks:
-                _need(len({labels[a] for a in block}) == 1, f"block {block} mixes labels")
+                _need(len({labels[a] for a in block}) == 1, "block {} mixes labels", block)
             return Type(tuple(labels[b[0]] for b in blocks), arg.width, arg.batched)
         case Reduce(axes=axes):
             _need(len(set(axes)) == len(axes) > 0, "axes repeat, or there are none")
-            _need(all(0 <= a < order for a in axes), f"axes lie outside 0 to {order - 1}")
+            _need(all(0 <= a < order for a in axes), "axes lie outside 0 to {}", order - 1)
             rest = tuple(label for a, label in enumerate(labels) if a not in axes)
             return Type(rest, arg.width, arg.batched)
         case Transpose(axes=axes):
-            _need(sorted(axes) == list(range(order)), f"axes do not permute {order} axes")
+            _need(sorted(axes) == list(range(order)), "axes do not permute {} axes", order)
             return Type(tuple(labels[a] for a in axes), arg.width, arg.batched)
         case Mix(weight=weight, rows=rows, cols=cols):
-            _need(weight in shapes, f"there is no weight {weight!r}")
+            _need(weight in shapes, "there is no weight {!r}", weight)
             shape = shapes[weight] if len(shapes[weight]) == 2 else (1, *shapes[weight])
-            _need(_is_range(rows, shape[0]), f"rows {rows} lie outside {shape}")
-            _need(_is_range(cols, shape[1]), f"columns {cols} lie outside {shape}")
-            _need(rows[1] - rows[0] == arg.width, f"{arg.width} channels meet rows {rows}")
+            _need(_is_range(rows, shape[0]), "rows {} lie outside {}", rows, shape)
+            _need(_is_range(cols, shape[1]), "columns {} lie outside {}", cols, shape)
+            _need(rows[1] - rows[0] == arg.width, "{} channels meet rows {}", arg.width, rows)
             return Type(labels, cols[1] - cols[0], arg.batched)
         case Slice(start=start, stop=stop):
-            _need(_is_range((start, stop), arg.width), f"range lies outside {arg.width} channels")
+            _need(_is_range((start, stop), arg.width), "range lies outside {} channels", arg.width)
             return Type(labels, stop - start, arg.batched)
         case Broadcast(labels=wider, axes=axes):
-            _need(len(axes) == order, f"{len(axes)} places for {order} axes")
+            _need(len(axes) == order, "{} places for {} axes", len(axes), order)
             _need(list(axes) == sorted(set(axes)), "places do not increase")
             _need(all(0 <= a < len(wider) for a in axes), "places lie outside the result")
             _need(tuple(wider[a] for a in axes) == labels, "labels change on the way")
             return Type(wider, arg.width, arg.batched)
         case Embed(blocks=blocks):
-            _need(len(blocks) == order, f"{len(blocks)} blocks for {order} axes")
+            _need(len(blocks) == order, "{} blocks for {} axes", len(blocks), order)
             _need(
                 _is_partition(blocks, sum(map(len, blocks))), "blocks do not partition the result"
             )
             placed = {axis: labels[k] for k, block in enumerate(blocks) for axis in block}
             return Type(tuple(placed[a] for a in range(len(placed))), arg.width, arg.batched)
         case Output(tensor=tensor):
-            _need(0 <= tensor < len(program.outputs), f"there is no output {tensor}")
+            _need(0 <= tensor < len(program.outputs), "there is no output {}", tensor)
             expected = program.outputs[tensor].type
             _need(
                 (labels, arg.width) == (expected.labels, expected.width),
-                f"expects {expected}, finds {arg}",
+                "expects {}, finds {}",
+                expected,
+                arg,
             )
             return arg
     raise _IllTyped(f"unknown op {type(op).__name__}")
@@ -261,7 +263,7 @@ def _batch_type(
 ) -> Type:
     _need(len(weights) == len(set(weights)) > 0, "weights repeat, or there are none")
     unknown = [weight for weight in weights if weight not in shapes]
-    _need(not unknown, f"there is no weight {unknown[:1]}")
+    _need(not unknown, "there is no weight {}", unknown[:1])
     _need(len({shapes[weight] for weight in weights}) == 1, "weights differ in shape")
     _need(len(shapes[weights[0]]) == 2, "weights are not matrices")
     _need(all(arg.batched and not arg.members for arg in args), "operands are not plain values")
@@ -271,7 +273,9 @@ def _batch_type(
     groups = grouped([arg.width for arg in args], rows)
     _need(
         groups is not None and len(groups) == len(weights),
-        f"channels do not come in {len(weights)} groups of {rows}",
+        "channels do not come in {} groups of {}",
+        len(weights),
+        rows,
     )
     members = []
     for group in groups or ():

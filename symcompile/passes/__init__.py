@@ -46,6 +46,7 @@ __all__ = [
     "share_reductions",
     "sum_before_spread",
     "sum_in_place",
+    "verifies",
 ]
 
 Pass = Callable[[Program], Program]
@@ -212,14 +213,18 @@ def sum_in_place(program: Program) -> Program:
     return replace(program, in_place=True)
 
 
+def verifies() -> bool:
+    """Whether every stage is held to the one before, as SYMCOMPILE_VERIFY=1 asks for."""
+    return os.environ.get("SYMCOMPILE_VERIFY", "0") not in ("", "0")
+
+
 class _Run:
     """Applies passes, keeps the stages, and verifies them if asked to."""
 
     def __init__(self, program: Program) -> None:
-        check = os.environ.get("SYMCOMPILE_VERIFY", "0") not in ("", "0")
         self.program = program
         self.stages = [("lowered", program)]
-        self._meaning = diagrams_of(verify(program)) if check else None
+        self._meaning = diagrams_of(verify(program)) if verifies() else None
 
     def apply(self, transform: Pass, name: str = "") -> None:
         name = name or getattr(transform, "__name__", "pass")

@@ -123,7 +123,8 @@ class PlanInfo:
         search_seconds: how long the search took: all choices and the passes that apply them; 0
             for the reference, which searches nothing.
         seconds: how long planning took as a whole, from spec to report: the search, and before it
-            the spec, the basis and its program, after it the figures. No code is generated.
+            the spec, the basis and its program, after it the figures. No code is generated. Layers
+            that share a plan state the time of the first.
     """
 
     optimize: str

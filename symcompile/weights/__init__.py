@@ -5,7 +5,7 @@ setting can change, so that a checkpoint never goes stale.
 """
 
 from symcompile.weights.rank import Ranks, parse_rank
-from symcompile.weights.scale import Scale, init_scales
+from symcompile.weights.scale import INITS, Scale, init_scales
 from symcompile.weights.schema import (
     BasisElement,
     Column,
@@ -19,6 +19,7 @@ from symcompile.weights.schema import (
 )
 
 __all__ = [
+    "INITS",
     "BasisElement",
     "Column",
     "Factors",

@@ -16,6 +16,8 @@ from symcompile.cost.work import Accountant
 from symcompile.spec import unflatten
 from tests.laws.strategies import Case, cases, leaves_of, normal_weights
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 
 
