@@ -82,6 +82,7 @@ FUNCTIONS = {
             "copy_",
             "zero_",
         ],
+        *["_placed", "spread"],
         *[
             "randn",
             "tensor",

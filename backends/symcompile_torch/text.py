@@ -19,6 +19,7 @@ __all__ = [
     "ONTO",
     "PRODUCT",
     "READS_ONCE",
+    "SPREAD",
     "TEMPLATE",
     "TRANSFORMED",
     "TWO_MEANS",
@@ -58,7 +59,7 @@ class {name}(nn.Module):
         """Draw the weights anew; the bias starts at zero."""
         for name, weight in self.named_parameters(recurse=False):
             if name in SCALES:
-                weight.copy_(_draw(weight, *SCALES[name]))
+                weight.copy_(_placed(_draw(weight, *SCALES[name]), weight))
             else:
                 weight.zero_()
 
@@ -93,6 +94,14 @@ def _orthogonal(noise):
     return q if tall is noise else q.mH
 
 
+def _placed(values, weight):
+    """Values as a weight lies: spread over devices, if it is, with those of the first of them."""
+    if not hasattr(type(weight), "device_mesh"):
+        return values
+    spread = torch.distributed.tensor.distribute_tensor
+    return spread(values, weight.device_mesh, weight.placements)
+
+
 {reading}
 
 
@@ -117,6 +126,14 @@ def _common_dtype(leaves, weight):
         dtype = torch.get_autocast_dtype(device)
     return dtype
 '''
+
+SPREAD = """\
+if hasattr(type({}), "device_mesh"):  # what is added to views of such is lost
+    raise ShapeError(
+        f"{_place(path)} is a DTensor, and a layer reads plain tensors: share a batch by "
+        "DistributedDataParallel or fully_shard, or give the part that is here, to_local()"
+    )
+"""
 
 AT_ONCE = """\
     def forward(self, x):

@@ -98,17 +98,19 @@ def _sizes(spec: PermSpec) -> list[str]:
     return [f"sizes: {{{known}}}"] if known else []
 
 
-def reading(noun: str, a_noun: str, is_noun: str, as_noun: str) -> str:
+def reading(noun: str, a_noun: str, is_noun: str, as_noun: str, refused: str = "") -> str:
     """The functions that take a tree apart and check what is in it, for any framework.
 
     Args:
         noun, a_noun: what the framework calls an array, for messages.
         is_noun: an expression, true of such an array; `{}` stands for it.
         as_noun: an expression that makes it the framework's own.
+        refused: statements that raise for arrays of which a layer would make something wrong.
     """
     words = {
         "IS_NOUN": is_noun.replace("{}", "found[path]"),
         "AS_NOUN": as_noun.replace("{}", "found[path]"),
+        "        REFUSED\n": textwrap.indent(refused.replace("{}", "found[path]"), " " * 8),
         "A_NOUN": a_noun,
         "NOUN": noun,
     }
@@ -151,6 +153,7 @@ def _read(x):
         if not (IS_NOUN):
             kind = type(found[path]).__name__
             raise ShapeError(f"{_place(path)}: found a {kind} object, expected A_NOUN")
+        REFUSED
         if len(found[path].shape) < order + 1:
             raise ShapeError(
                 f"{_place(path)} has shape {tuple(found[path].shape)}, expected (*batch, "
