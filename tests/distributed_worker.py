@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import symcompile as sc
-from symcompile_torch.nn import trunk
+from symcompile_torch.nn import ChannelNorm, EquivariantAttention, Sequential, trunk
 
 WORLD = 2
 SPEC = {"kernel": ("in", "out"), "bias": ("out",), "graph": ("out", "out")}
@@ -33,7 +33,9 @@ def layer() -> nn.Module:
 
 
 def network() -> nn.Module:
-    return trunk(SPEC, [CHANNELS, CHANNELS, CHANNELS], shapes=SHAPES, residual=True)
+    widths = [CHANNELS, CHANNELS, CHANNELS]
+    body = trunk(SPEC, widths, shapes=SHAPES, norm=ChannelNorm, residual=True)
+    return Sequential(body, EquivariantAttention(SPEC, CHANNELS, heads=4))
 
 
 def compare(
@@ -78,7 +80,7 @@ def main(rank: int, meeting: str) -> None:
 
     def fully_sharded(module: nn.Module) -> nn.Module:
         for part in module.modules():
-            if any(True for _ in part.parameters(recurse=False)):
+            if hasattr(part, "reset_parameters"):
                 fully_shard(part, mesh=mesh)
         return module if isinstance(module, FSDPModule) else fully_shard(module, mesh=mesh)
 

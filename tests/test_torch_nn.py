@@ -424,6 +424,22 @@ def test_weights_start_as_documented(
         assert weight.square().mean().sqrt() == pytest.approx(deviations[name], rel=0.05)
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_weights_that_are_reset_start_as_those_of_a_new_module(name: str) -> None:
+    torch.manual_seed(0)
+    expected = EVERY[name](SPEC).state_dict()
+    with torch.device("meta"):
+        module = EVERY[name](SPEC)
+    module.to_empty(device="cpu")
+    for value in module.state_dict().values():
+        value.fill_(torch.nan)
+    torch.manual_seed(0)
+    for part in module.modules():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+    torch.testing.assert_close(module.state_dict(), expected, rtol=0, atol=0)
+
+
 # -- linear and pointwise ----------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from symcompile.library import Fibre, fibres, head_width
 from symcompile.spec import unflatten
+from symcompile_torch.nn.start import noise, put
 from symcompile_torch.nn.trees import cast, reader
 
 __all__ = ["EquivariantAttention"]
@@ -76,12 +77,21 @@ class EquivariantAttention(nn.Module):
         self.heads = heads
         self.reader = reader(spec, channels, shapes=shapes, split=True)
         self.labels, self.means = fibres(self.reader.spec)
-        self.qkv = nn.Parameter(torch.randn(channels, 3 * channels) * channels**-0.5)
-        with torch.no_grad():
-            most = 1 + max(len(leaf.labels) for leaf in self.reader.spec.leaves)
-            self.qkv[:, 2 * channels :] /= most**0.5
-        self.bias = nn.Parameter(torch.zeros(3 * channels))
-        self.role = nn.Parameter(torch.zeros(self.means[-1] + 1, channels)) if embed else None
+        self.qkv = nn.Parameter(torch.empty(channels, 3 * channels))
+        self.bias = nn.Parameter(torch.empty(3 * channels))
+        self.role = nn.Parameter(torch.empty(self.means[-1] + 1, channels)) if embed else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew; bias and roles start at zero."""
+        channels = self.qkv.shape[0]
+        values = noise(self.qkv) * channels**-0.5
+        most = 1 + max(len(leaf.labels) for leaf in self.reader.spec.leaves)
+        values[:, 2 * channels :] /= most**0.5
+        put(self.qkv, values)
+        for weight in (self.bias, self.role):
+            if weight is not None:
+                nn.init.zeros_(weight)
 
     def forward(self, x: Any) -> Any:
         leaves = self.reader.read(x)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from symcompile.errors import OptionError
 from symcompile.library import count, fixed_axes, fixed_sizes, frequencies
 from symcompile.spec import resolve_channels, unflatten
+from symcompile_torch.nn.start import noise, put
 from symcompile_torch.nn.trees import cast, map_tree, reader, widened
 
 __all__ = ["GaussianFourierFeatures", "LearnedPosEmbedding", "SinusoidalEncoding"]
@@ -47,10 +48,16 @@ class LearnedPosEmbedding(nn.Module):
         parsed = self.reader.spec
         counts = resolve_channels(parsed, channels, "channels")
         self.weight = nn.ParameterList(
-            torch.randn(size, width) * 0.02
+            torch.empty(size, width)
             for leaf, width in zip(parsed.leaves, counts, strict=True)
             for size in fixed_sizes(leaf)
         )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        for weight in self.weight:
+            put(weight, noise(weight) * 0.02)
 
     def forward(self, x: Any) -> Any:
         leaves = self.reader.read(x)
@@ -160,7 +167,13 @@ class GaussianFourierFeatures(nn.Module):
                 f"out_features={out_features} is odd; give an even number, for sines and cosines"
             )
         shape = (count(in_channels, "in_channels"), out_features // 2)
-        self.register_buffer("frequencies", torch.randn(shape) * scale)
+        self.scale = scale
+        self.register_buffer("frequencies", torch.empty(shape))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the frequencies anew."""
+        put(self.frequencies, noise(self.frequencies) * self.scale)
 
     def forward(self, x: Any) -> Any:
         return map_tree(self._features, x, self.frequencies.shape[0])

@@ -10,6 +10,7 @@ from torch import nn
 import symcompile as sc
 from symcompile.spec import resolve_channels, unflatten
 from symcompile_torch.layer import TorchLayer
+from symcompile_torch.nn.start import noise, put
 from symcompile_torch.nn.trees import cast, reader
 
 __all__ = ["ChannelLinear", "EquivariantLinear", "LearnedScale"]
@@ -78,10 +79,16 @@ class ChannelLinear(nn.Module):
         self.reader = reader(spec, in_channels)
         ins = resolve_channels(self.reader.spec, in_channels, "in_channels")
         outs = resolve_channels(self.reader.spec, out_channels, "out_channels")
-        self.weight = nn.ParameterList(
-            torch.randn(a, b) * a**-0.5 for a, b in zip(ins, outs, strict=True)
-        )
-        self.bias = nn.ParameterList(torch.zeros(b) for b in outs) if bias else None
+        self.weight = nn.ParameterList(torch.empty(a, b) for a, b in zip(ins, outs, strict=True))
+        self.bias = nn.ParameterList(torch.empty(b) for b in outs) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew; biases start at zero."""
+        for weight in self.weight:
+            put(weight, noise(weight) * weight.shape[0] ** -0.5)
+        for bias in self.bias or ():
+            nn.init.zeros_(bias)
 
     def forward(self, x: Any) -> Any:
         leaves = self.reader.read(x)
@@ -115,7 +122,14 @@ class LearnedScale(nn.Module):
         super().__init__()
         self.reader = reader(spec, channels)
         counts = resolve_channels(self.reader.spec, channels, "channels")
-        self.scale = nn.ParameterList(torch.full((count,), float(init)) for count in counts)
+        self.init = float(init)
+        self.scale = nn.ParameterList(torch.empty(count) for count in counts)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set every scale to where it started."""
+        for scale in self.scale:
+            nn.init.constant_(scale, self.init)
 
     def forward(self, x: Any) -> Any:
         y = []

@@ -15,6 +15,7 @@ from symcompile_torch.nn.containers import Residual, Sequential
 from symcompile_torch.nn.linear import EquivariantLinear
 from symcompile_torch.nn.pointwise import Activation, ChannelDropout
 from symcompile_torch.nn.pooling import InvariantPool
+from symcompile_torch.nn.start import noise, put
 from symcompile_torch.nn.trees import reader
 
 __all__ = ["InvariantHead", "trunk"]
@@ -126,8 +127,15 @@ class InvariantHead(nn.Module):
             count(out_features, "out_features"),
         ]
         pairs = list(pairwise(widths))
-        self.weight = nn.ParameterList(torch.randn(a, b) * a**-0.5 for a, b in pairs)
-        self.bias = nn.ParameterList(torch.zeros(b) for _, b in pairs)
+        self.weight = nn.ParameterList(torch.empty(a, b) for a, b in pairs)
+        self.bias = nn.ParameterList(torch.empty(b) for _, b in pairs)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew; biases start at zero."""
+        for weight, bias in zip(self.weight, self.bias, strict=True):
+            put(weight, noise(weight) * weight.shape[0] ** -0.5)
+            nn.init.zeros_(bias)
 
     def forward(self, x: Any) -> Tensor:
         leaves = self.reader.read(x)

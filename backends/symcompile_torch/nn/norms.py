@@ -26,8 +26,15 @@ class _Norm(nn.Module):
         self.reader = reader(spec, channels)
         self.eps = eps
         counts = resolve_channels(self.reader.spec, channels, "channels")
-        self.scale = nn.ParameterList(torch.ones(count) for count in counts)
-        self.shift = nn.ParameterList(torch.zeros(count) for count in counts)
+        self.scale = nn.ParameterList(torch.empty(count) for count in counts)
+        self.shift = nn.ParameterList(torch.empty(count) for count in counts)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set scales to one and shifts to zero."""
+        for scale, shift in zip(self.scale, self.shift, strict=True):
+            nn.init.ones_(scale)
+            nn.init.zeros_(shift)
 
     def forward(self, x: Any) -> Any:
         spec = self.reader.spec
