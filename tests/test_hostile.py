@@ -82,7 +82,7 @@ FUNCTIONS = {
             "copy_",
             "zero_",
         ],
-        *["_placed", "spread"],
+        *["_placed", "share"],
         *[
             "randn",
             "tensor",

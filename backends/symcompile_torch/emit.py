@@ -47,6 +47,7 @@ from symcompile_torch.node import (
 )
 from symcompile_torch.text import (
     AT_ONCE,
+    DISTRIBUTED,
     FILL,
     FILLED_PLACES,
     FLAT,
@@ -59,7 +60,6 @@ from symcompile_torch.text import (
     ONTO,
     PRODUCT,
     READS_ONCE,
-    SPREAD,
     TEMPLATE,
     TRANSFORMED,
     TWO_MEANS,
@@ -150,7 +150,7 @@ def emit(compiled: Compiled) -> str:
         + (TWO_MEANS_HELD if held else "")
         + (MEAN if means else ""),
         transformed=KERNELS + TRANSFORMED if products or means else "",
-        reading=reading("tensor", "a tensor", "isinstance({}, torch.Tensor)", "{}", SPREAD),
+        reading=reading("tensor", "a tensor", "isinstance({}, torch.Tensor)", "{}", DISTRIBUTED),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "AT_ONCE",
+    "DISTRIBUTED",
     "FILL",
     "FILLED_PLACES",
     "FLAT",
@@ -19,7 +20,6 @@ __all__ = [
     "ONTO",
     "PRODUCT",
     "READS_ONCE",
-    "SPREAD",
     "TEMPLATE",
     "TRANSFORMED",
     "TWO_MEANS",
@@ -95,11 +95,11 @@ def _orthogonal(noise):
 
 
 def _placed(values, weight):
-    """Values as a weight lies: spread over devices, if it is, with those of the first of them."""
+    """Values as a weight lies: shared out to devices, if it is, by the first of them."""
     if not hasattr(type(weight), "device_mesh"):
         return values
-    spread = torch.distributed.tensor.distribute_tensor
-    return spread(values, weight.device_mesh, weight.placements)
+    share = torch.distributed.tensor.distribute_tensor
+    return share(values, weight.device_mesh, weight.placements)
 
 
 {reading}
@@ -127,7 +127,7 @@ def _common_dtype(leaves, weight):
     return dtype
 '''
 
-SPREAD = """\
+DISTRIBUTED = """\
 if hasattr(type({}), "device_mesh"):  # what is added to views of such is lost
     raise ShapeError(
         f"{_place(path)} is a DTensor, and a layer reads plain tensors: share a batch by "

@@ -1,4 +1,4 @@
-"""Where weights start, also those that are spread over several devices.
+"""Where weights start, also those that are shared by several devices.
 
 The one thing to know: a `DTensor` gets, part by part, what the first of its processes has drawn, as
 weights of compiled layers do; so it does not matter whether seeds differ.
