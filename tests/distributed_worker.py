@@ -1,4 +1,4 @@
-"""One of the processes that share a batch: `python -m tests.distributed_worker RANK FILE`.
+"""One of the processes that share a batch: `python -m tests.distributed_worker FILE WORLD RANK`.
 
 The one thing to know: what every way of sharing gives is compared with one module that has the
 whole batch, outputs and gradients of all weights, at sizes at which kernels are chosen.
@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 import symcompile as sc
 from symcompile_torch.nn import ChannelNorm, EquivariantAttention, Sequential, trunk
 
-WORLD = 2
 SPEC = {"kernel": ("in", "out"), "bias": ("out",), "graph": ("out", "out")}
 SHAPES = {"kernel": (64, 48), "bias": (48,), "graph": (48, 48)}
 BATCH = 4
@@ -71,12 +70,12 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def main(rank: int, meeting: str) -> None:
-    dist.init_process_group("gloo", f"file://{meeting}", world_size=WORLD, rank=rank)
-    mesh = init_device_mesh("cpu", (WORLD,))
+def main(meeting: str, world: int, rank: int) -> None:
+    dist.init_process_group("gloo", f"file://{meeting}", world_size=world, rank=rank)
+    mesh = init_device_mesh("cpu", (world,))
 
     def samples(value: Tensor) -> Tensor:
-        return value.chunk(WORLD)[rank]
+        return value.chunk(world)[rank]
 
     def fully_sharded(module: nn.Module) -> nn.Module:
         for part in module.modules():
@@ -109,4 +108,4 @@ def main(rank: int, meeting: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

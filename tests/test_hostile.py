@@ -82,7 +82,7 @@ FUNCTIONS = {
             "copy_",
             "zero_",
         ],
-        *["_placed", "share"],
+        *["_shared_out", "share"],
         *[
             "randn",
             "tensor",

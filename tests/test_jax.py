@@ -190,15 +190,16 @@ assert len(jax.devices()) == 4
 layer = sc.compile({"w": (0, 1), "v": (0, 0)}, in_channels=2, out_channels=3, backend="jax")
 params = layer.init(jax.random.key(0))
 rng = np.random.default_rng(0)
-x = {"w": rng.normal(size=(8, 3, 4, 2)).astype("f"), "v": rng.normal(size=(8, 3, 3, 2)).astype("f")}
+x = {"w": rng.normal(size=(8, 4, 3, 2)).astype("f"), "v": rng.normal(size=(8, 4, 4, 2)).astype("f")}
 expected = layer.apply(params, x)
-mesh = Mesh(np.array(jax.devices()), ("batch",))
-sharded = jax.device_put(x, NamedSharding(mesh, P("batch")))
-y = jax.jit(layer.apply)(params, sharded)
-for name in y:
-    np.testing.assert_allclose(y[name], expected[name], rtol=1e-5, atol=1e-5)
-    assert len(y[name].sharding.device_set) == 4
-    assert {s.data.shape[0] for s in y[name].addressable_shards} == {2}
+mesh = Mesh(np.array(jax.devices()), ("devices",))
+for places in (P("devices"), P(None, "devices")):  # samples, and the axis both tensors share
+    y = jax.jit(layer.apply)(params, jax.device_put(x, NamedSharding(mesh, places)))
+    for name in y:
+        np.testing.assert_allclose(y[name], expected[name], rtol=1e-5, atol=1e-5)
+        assert len(y[name].sharding.device_set) == 4
+        if places == P("devices"):
+            assert {s.data.shape[0] for s in y[name].addressable_shards} == {2}
 """
     environment = {
         **os.environ,

@@ -59,7 +59,7 @@ class {name}(nn.Module):
         """Draw the weights anew; the bias starts at zero."""
         for name, weight in self.named_parameters(recurse=False):
             if name in SCALES:
-                weight.copy_(_placed(_draw(weight, *SCALES[name]), weight))
+                weight.copy_(_shared_out(_draw(weight, *SCALES[name]), weight))
             else:
                 weight.zero_()
 
@@ -94,7 +94,7 @@ def _orthogonal(noise):
     return q if tall is noise else q.mH
 
 
-def _placed(values, weight):
+def _shared_out(values, weight):
     """Values as a weight lies: shared out to devices, if it is, by the first of them."""
     if not hasattr(type(weight), "device_mesh"):
         return values

@@ -13,8 +13,9 @@ __all__ = ["noise", "put"]
 
 
 def noise(weight: Tensor) -> Tensor:
-    """Normal numbers of a weight's shape, dtype and device, whole."""
-    return torch.randn(weight.shape, dtype=weight.dtype, device=weight.device)
+    """Normal numbers of a weight's shape and device, whole; for half types in float32."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return torch.randn(weight.shape, dtype=dtype, device=weight.device)
 
 
 @torch.no_grad()
