@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import json
@@ -261,9 +262,28 @@ def test_a_turn_ends_when_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) 
     done: list[str] = []
     answers = io.StringIO()
     monkeypatch.setattr(child, "give_back", lambda: done.append(answers.getvalue()))
-    tell(iter([{"turn": 1}, {"turn": 2}]), answers)
+    try:
+        tell(iter([{"turn": 1}, {"turn": 2}]), answers)
+        assert len(gc.get_objects()) < 1000, "what is there already is not looked through again"
+    finally:
+        gc.unfreeze()
     assert done == ["", '{"turn": 1}\n'], "while others wait for the answer"
     assert answers.getvalue() == '{"turn": 1}\n{"turn": 2}\n'
+
+
+@pytest.mark.parametrize(("after", "looks"), [(60.0, 1), (0.0, 2)])
+def test_the_machine_is_measured_again_after_a_while(
+    after: float, looks: int, asked: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = asked("first")
+    other = (replace(TINY, batch=TINY.batch + 1), wanted.entries[0][1])
+    told: list[str] = []
+    monkeypatch.setattr(runner, "_WHILE", after)
+    results = run(
+        replace(wanted, entries=(*wanted.entries, other)), lambda text, _: told.append(text)
+    )
+    assert told.count("measuring the machine") == looks
+    assert all(results.session(m).rates is not None for m in results.measurements)
 
 
 def test_without_memory_for_all_they_take_no_turns_and_the_ratio_says_so(

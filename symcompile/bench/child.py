@@ -280,6 +280,7 @@ def tell(found: Iterable[Mapping[str, Any]], answers: TextIO) -> None:
     """Write answers, each when this process is at rest: then another contestant has its turn."""
     for answer in found:
         gc.collect()
+        gc.freeze()  # a framework's objects stay: looking through them took longer than a turn
         give_back()  # others need the memory; and the cores, which giving it back takes a while
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

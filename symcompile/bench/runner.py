@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import count
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -40,6 +41,9 @@ __all__ = ["Run", "pending", "ready", "run"]
 
 _SPARE = 2 << 30
 """Bytes that a process may need besides data."""
+
+_WHILE = 60.0
+"""Seconds after which a machine may be another: less busy, or cooler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +164,13 @@ def run(run: Run, told: Callable[[str, int], None] = lambda text, steps: None) -
     """
     left = pending(run)
     if left:
-        session = _session(run)
+        session, seen = _session(run), -inf
         for workload, contestants in left:
-            # Before every workload: a machine that was busy at first is not that slow.
-            told("measuring the machine", 0)
-            session = _gauged(run, session)
-            append(run.records, [session])
+            # Again after a while: a machine that was busy at first is not that slow.
+            if monotonic() - seen > _WHILE:
+                told("measuring the machine", 0)
+                session, seen = _gauged(run, session), monotonic()
+                append(run.records, [session])
             for group in count():
                 if not contestants:
                     break

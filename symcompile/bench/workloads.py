@@ -100,8 +100,9 @@ class Workload:
         pool = rng.standard_normal(min(_POOL, max(self.entries, 1)), np.float32).astype(dtype)
         tensors, start = [], 0
         for shape in self.shapes:
-            tensors.append(np.resize(np.roll(pool, -start), shape))
-            start += prod(shape)
+            size = prod(shape)
+            tensors.append(np.resize(np.roll(pool, -start)[:size], shape))  # no more than it holds
+            start += size
         return tensors
 
     def to_dict(self) -> dict[str, Any]:

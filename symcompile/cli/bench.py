@@ -63,11 +63,10 @@ _BUSY = 1.0
 
 _QUICK_BATCH = 4
 _QUICK_WORKLOADS = ("graph2", "cnn")
+# Inductor compiles for longer than all of these are built and timed.
 _QUICK_CONTESTANTS = (
     "torch auto",
-    "torch.compile auto",
     "torch.triton auto",
-    "torch.compile.triton auto",
     "jax auto",
     "numpy auto",
     "nfn",
@@ -122,7 +121,7 @@ def bench(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Two workloads of batch 4 and few turns.")
+        bool, typer.Option("--quick", help="Two workloads of batch 4, few turns, no torch.compile.")
     ] = False,
     growth: Annotated[
         bool, typer.Option("--growth", help="Also how time grows with tensors and with n.")
