@@ -97,7 +97,6 @@ FUNCTIONS = {
         ],
         *[
             "is_autocast_enabled",
-            "is_autocast_available",
             "get_autocast_dtype",
             "cat",
             "split",

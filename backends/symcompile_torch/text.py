@@ -122,7 +122,8 @@ def _common_dtype(leaves, weight):
         dtype = torch.promote_types(dtype, weight.dtype)
     device = leaves[0].device.type
     narrow = dtype.is_floating_point and dtype.itemsize <= 4
-    if narrow and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    # There is no autocast on "meta", and asking whether there is breaks graphs in PyTorch 2.9.
+    if narrow and device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     return dtype
 '''
