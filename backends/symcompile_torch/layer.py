@@ -93,12 +93,11 @@ def _class_of(compiled: Compiled) -> type[TorchLayer]:
         return found
     module = load_module(source, "torch")
     generated = getattr(module, compiled.name)
-    # Named as the generated class, so that inspect.getsource finds the generated code.
-    made = type(
-        generated.__name__,
-        (TorchLayer, generated),
-        {"__module__": module.__name__, "__doc__": generated.__doc__},
-    )
+    # As the generated class, so that inspect.getsource finds the generated code: by its name, and
+    # from Python 3.13 on by its line.
+    told = ("__module__", "__doc__", "__firstlineno__")
+    known = {name: value for name, value in vars(generated).items() if name in told}
+    made = type(generated.__name__, (TorchLayer, generated), known)
     _CLASSES[source] = made
     return made
 
