@@ -234,10 +234,10 @@ def test_a_layer_is_a_static_argument_and_a_constant() -> None:
 def test_hashing_is_cheap() -> None:
     layer = sc.compile((0, 0, 0, 0), in_channels=1, out_channels=1, backend="jax")
     hash(layer)
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(1000):
         hash(layer)
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
 
 
 def test_pickle() -> None:

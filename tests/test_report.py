@@ -134,7 +134,7 @@ def test_planning_is_timed_as_a_whole_and_the_search_in_it(monkeypatch):
     info = plan()
     whole = time.perf_counter() - start
     assert 0.05 <= info.search_seconds < info.seconds - 4 * 0.05
-    assert info.seconds == pytest.approx(whole, abs=0.02)
+    assert whole - 0.05 < info.seconds <= whole  # or one of the slow parts is not counted
     reference = plan(optimize=False)
     assert reference.search_seconds == 0
     assert "searched" not in str(reference)
